@@ -1,0 +1,1 @@
+"""What quantization does to reasoning models: plan, quantize, serve, score, record."""
