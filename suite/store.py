@@ -2,13 +2,13 @@
 
     runs/<stage>/<name>-<first 8 digits of the fingerprint>/manifest.json + files
 
-An artifact appears whole or not at all: its files are written and flushed to disk in a temporary folder on the same file
-system, the manifest with their sha256 comes last, then one rename. A process that is killed leaves only a temporary folder,
-which the next writer of the same artifact removes. Reading checks every byte; what does not match is named, moved to
-`runs/quarantine/`, and reported as absent, so that it is computed again.
+An artifact appears whole or not at all: its files are written and flushed to disk in a temporary folder on the same
+file system, the manifest with their sha256 comes last, then one rename. A process that is killed leaves only a
+temporary folder, which the next writer of the same artifact removes. Reading checks every byte; what does not match is
+named, moved to `runs/quarantine/`, and reported as absent, so that it is computed again.
 
-Locks are `flock`s on a file a fingerprint: the kernel drops them with their holder, so a dead runner never blocks a live one.
-Two runners on one machine may share a store; on a network file system only where it supports `flock`.
+Locks are `flock`s on one file per fingerprint: the kernel drops them with their holder, so a dead runner never blocks a
+live one. Two runners on one machine may share a store; on a network file system only where it supports `flock`.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Artifact:
 
 @dataclass
 class Draft:
-    """An artifact being written: put files under `path`, and what was measured on the way (never identity) in `measured`."""
+    """An artifact being written: files go under `path`; what was measured on the way (never identity) in `measured`."""
 
     path: Path
     measured: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, stage: str, fingerprint: str, wait: bool = True) -> Iterator[bool]:
-        """Hold the one lock of this artifact. Yields False, without it, if `wait` is off and a live process holds it."""
+        """Hold the one lock of this artifact. Yields False, without it, if `wait` is off and another holds it."""
         folder = self.root / "locks" / stage
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / fingerprint[:16], "w") as handle:
@@ -98,7 +98,10 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, stage: str, name: str, fingerprint: str, inputs: dict[str, Any]) -> Iterator[Draft]:
-        """Write an artifact. Hold its lock. Nothing appears if the body raises; OSError becomes a StoreError that says where."""
+        """Write an artifact; hold its lock. Nothing appears if the body raises.
+
+        Raises: StoreError, with the place and the room left, where the disk refuses.
+        """
         folder = self.root / stage
         draft = Draft(folder / f".tmp-{fingerprint[:16]}-{uuid.uuid4().hex[:8]}")
         try:
@@ -230,4 +233,5 @@ def _fsync(path: Path) -> None:
 def _room(error: OSError, root: Path) -> str:
     if error.errno != errno.ENOSPC:
         return ""
-    return f" ({shutil.disk_usage(root).free} bytes free; make room and run the same command again: nothing stored is lost)"
+    free = shutil.disk_usage(root).free
+    return f" ({free} bytes free; make room and run the same command again: nothing stored is lost)"

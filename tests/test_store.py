@@ -40,9 +40,14 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     """An exception in the body leaves neither an artifact nor a temporary folder."""
     store = Store(tmp_path)
-    with pytest.raises(RuntimeError, match="boom"), store.create("stage", "thing", FP, {}) as draft:
-        (draft.path / "data.txt").write_text("half")
-        raise RuntimeError("boom")
+
+    def fail() -> None:
+        with store.create("stage", "thing", FP, {}) as draft:
+            (draft.path / "data.txt").write_text("half")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
     assert store.find("stage", FP) is None
     assert list((tmp_path / "stage").iterdir()) == []
 
@@ -59,7 +64,7 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_damage_is_named_and_set_aside(tmp_path: Path, damage: object, named: str) -> None:
-    """One flipped byte, a cut file, a lost file or manifest: the file is named, quarantined, and can be written again."""
+    """One flipped byte, a cut file, a lost file or manifest: named, quarantined, and written again."""
     lines: list[str] = []
     store = Store(tmp_path, lines.append)
     path = put(store)

@@ -1,0 +1,8 @@
+"""BF16: the model as published. What every drop is measured against."""
+
+from suite.modeling import QuantizedModel
+from suite.spec.methods import Bf16Params
+
+
+def quantize_(model: QuantizedModel, params: Bf16Params) -> None:
+    """Leave the model as it is."""

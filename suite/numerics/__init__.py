@@ -1,0 +1,1 @@
+"""Quantizers and their algebra, in float32: shared by every method."""

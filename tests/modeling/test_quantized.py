@@ -1,0 +1,105 @@
+"""The quantized model as data: bit-exact on disk, every operator kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from suite.modeling import (
+    ActivationQuantizer,
+    AttentionOperators,
+    Diagonal,
+    Hadamard,
+    KeyValueQuantizer,
+    Kronecker,
+    LinearOperators,
+    QuantizedModel,
+    QuantizedWeight,
+    decoder_linears,
+    load_checkpoint,
+    load_state_dict,
+)
+from suite.numerics.quantize import quantize, weight_grid
+
+
+def model() -> QuantizedModel:
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor | QuantizedWeight] = {"norm.weight": torch.randn(8, generator=generator).bfloat16()}
+    for name, bits, group, symmetric in (("a", 3, 4, True), ("b", 8, None, False)):
+        w = torch.randn(6, 8, generator=generator).bfloat16()
+        grid = weight_grid(w, bits, group, symmetric)
+        weights[f"{name}.weight"] = QuantizedWeight(quantize(w, grid), grid, torch.bfloat16)
+    return QuantizedModel(
+        config={"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 1},
+        weights=weights,
+        linear_operators={
+            "a": LinearOperators(Hadamard(blocks=4), ActivationQuantizer(4, groups=4, clip=0.9)),
+            "b": LinearOperators(Diagonal("b.s"), None),
+            "c": LinearOperators(Kronecker("c.l", "c.r"), ActivationQuantizer(8, symmetric=True)),
+        },
+        attention_operators={
+            "attn": AttentionOperators(
+                Hadamard(),
+                KeyValueQuantizer(4, "before_bias", "static_channel", low="k.lo", high="k.hi"),
+                KeyValueQuantizer(3, "after_rope", "token_head", clip=0.95),
+            )
+        },
+        operator_tensors={n: torch.randn(3, generator=generator) for n in ("b.s", "c.l", "c.r", "k.lo", "k.hi")},
+    )
+
+
+def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+    """Codes, grids, plain tensors, operators and their tensors come back bit for bit."""
+    before = model()
+    before.save(tmp_path)
+    after = QuantizedModel.load(tmp_path)
+    assert after.config == before.config
+    assert after.linear_operators == before.linear_operators
+    assert after.attention_operators == before.attention_operators
+    assert after.weights.keys() == before.weights.keys()
+    for name, weight in before.weights.items():
+        other = after.weights[name]
+        if isinstance(weight, QuantizedWeight):
+            assert isinstance(other, QuantizedWeight)
+            assert torch.equal(other.codes, weight.codes)
+            assert torch.equal(other.grid.scale, weight.grid.scale)
+            assert (other.grid.bits, other.grid.group_size, other.dtype) == (
+                weight.grid.bits,
+                weight.grid.group_size,
+                weight.dtype,
+            )
+        else:
+            assert isinstance(other, torch.Tensor)
+            assert torch.equal(other, weight)
+    for name, tensor in before.operator_tensors.items():
+        assert torch.equal(after.operator_tensors[name], tensor)
+
+
+def test_state_dict_is_the_dequantized_model(tmp_path: Path) -> None:
+    """What an engine loads is every tensor under its checkpoint name, in the model's dtype, operators left out."""
+    before = model()
+    before.save(tmp_path)
+    loaded = dict(load_state_dict(tmp_path))
+    assert loaded.keys() == before.weights.keys()
+    assert {t.dtype for t in loaded.values()} == {torch.bfloat16}
+    for name, tensor in before.state_dict():
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_weight_only() -> None:
+    """A model with any online operator is not weight-only."""
+    both = model()
+    assert not both.weight_only
+    assert QuantizedModel(both.config, both.weights).weight_only
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """An empty folder says what a checkpoint needs."""
+    with pytest.raises(FileNotFoundError, match=r"needs config\.json and \*\.safetensors"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_unknown_family_is_refused() -> None:
+    """A family outside the table is named together with the known ones and the file to change."""
+    with pytest.raises(ValueError, match=r"MambaForCausalLM is not a known model family \(Llama.*families\.py"):
+        decoder_linears({"architectures": ["MambaForCausalLM"], "num_hidden_layers": 1})
