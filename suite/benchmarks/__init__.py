@@ -1,0 +1,75 @@
+"""Benchmarks: a dataset and lighteval's scorer each, one file each, looked up by the name used in TOML.
+
+`names`, `identity`, `size` and `expected_tokens` are light, so that planning is; `load` and `score` import lighteval
+(5 to 8 s, and torch with it) when first called. Local copies of the public sets are read from `data`, a folder laid
+out as `<data>/<benchmark>/<split>.jsonl`; without one they come from the Hub at a pinned revision.
+"""
+
+from pathlib import Path
+
+from suite.benchmarks.aime24 import AIME24
+from suite.benchmarks.gsm8k import GSM8K
+from suite.benchmarks.math500 import MATH500
+from suite.benchmarks.scoring import SCORER_VERSION, Score, score_text
+from suite.benchmarks.task import Benchmark, Question, load_questions
+from suite.benchmarks.tiny import TINY_EASY, TINY_HARD, TINY_MEDIUM
+
+__all__ = [
+    "SCORER_VERSION",
+    "Question",
+    "Score",
+    "expected_tokens",
+    "get",
+    "identity",
+    "load",
+    "names",
+    "score",
+    "size",
+]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (TINY_EASY, TINY_MEDIUM, TINY_HARD, AIME24, MATH500, GSM8K)
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every benchmark's name, as TOML writes it."""
+    return tuple(BENCHMARKS)
+
+
+def get(name: str) -> Benchmark:
+    """The benchmark of that name. Raises: ValueError if there is none."""
+    if name not in BENCHMARKS:
+        raise ValueError(f'benchmark = "{name}": there is none of that name. Known: {", ".join(BENCHMARKS)}')
+    return BENCHMARKS[name]
+
+
+def identity(name: str, data: Path | None = None) -> str:
+    """sha256 over what is asked and how it is scored: the data (bytes, or Hub commit), prompt, metric."""
+    return get(name).identity(data)
+
+
+def size(name: str) -> int:
+    """The number of questions."""
+    return get(name).size
+
+
+def expected_tokens(name: str) -> int:
+    """Tokens that an unquantized reasoning model typically writes per question: for estimates, never for limits."""
+    return get(name).expected_tokens
+
+
+def load(name: str, num_samples: int | None = None, data: Path | None = None) -> list[Question]:
+    """The first `num_samples` questions (None: all) of a fixed shuffle: a smaller sample is part of a larger one.
+
+    Raises: ValueError if there are fewer questions, or if the data are not those that `identity` names.
+    """
+    return load_questions(get(name), num_samples, data)
+
+
+def score(name: str, question: Question, text: str, *, opens_thinking: bool = True) -> Score:
+    """Score a completion. `opens_thinking`: the chat template ends in `<think>`, so a completion starts in thinking.
+
+    Raises: RuntimeError outside the main thread (lighteval's time limits are signals).
+    """
+    return score_text(get(name).metric(), question, text, opens_thinking)

@@ -1,0 +1,86 @@
+"""tiny-easy, tiny-medium, tiny-hard: the embedded model's test problems, scored by lighteval's math metric.
+
+The prompt is the problem itself: the model was trained on nothing else. The digests are the identity of the problems,
+kept here so that planning need not generate 1,500 of them; loading computes them again and refuses to go on if they
+differ.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from suite.benchmarks.prompts import expr_gold
+from suite.benchmarks.task import Benchmark, Row, digest, quiet_lighteval, task_over
+from suite.zoo.problems import NUM_PROBLEMS, Difficulty, test_problems
+
+if TYPE_CHECKING:
+    from lighteval.tasks.lighteval_task import LightevalTask
+    from lighteval.tasks.requests import Doc
+
+DIGESTS: dict[Difficulty, str] = {
+    "easy": "369d1903b369f5d4508be15fea5b84ad050986e76beec5a9752ce1b93f8af9f3",
+    "medium": "ec01cbbfe93e1ffa834a456d4f64ad8eb96129cc3bdeaa041ae3446739be2752",
+    "hard": "9277497f4804e869ebc5a7f7362754f350029532cb8dfa15230c5f918712b973",
+}
+
+
+def problem_digest(rows: list[Row]) -> str:
+    """sha256 over ids, prompts and answers."""
+    return digest([[row["id"], row["prompt"], row["answer"]] for row in rows])
+
+
+def problem_rows(difficulty: Difficulty) -> list[Row]:
+    """The test problems of a difficulty as rows."""
+    return [{"id": p.id, "prompt": p.prompt, "answer": p.answer} for p in test_problems(difficulty)]
+
+
+def _checked_rows(difficulty: Difficulty) -> list[Row]:
+    rows = problem_rows(difficulty)
+    found = problem_digest(rows)
+    if found != DIGESTS[difficulty]:
+        raise ValueError(
+            f"tiny-{difficulty}: the generator's problems have digest {found}, and suite/benchmarks/tiny.py says "
+            f"{DIGESTS[difficulty]}. If that is meant, write the new one there: older results then do not apply"
+        )
+    return rows
+
+
+def _doc(row: Row, task_name: str) -> Doc:
+    from lighteval.tasks.requests import Doc
+
+    known = {"id": row["id"]}
+    return Doc(task_name=task_name, query=row["prompt"], choices=[row["answer"]], gold_index=0, specific=known)
+
+
+def _task(difficulty: Difficulty, data: Path | None) -> LightevalTask:
+    quiet_lighteval()
+    from lighteval.tasks.lighteval_task import LightevalTaskConfig
+
+    config = LightevalTaskConfig(
+        name=f"tiny-{difficulty}",
+        prompt_function=_doc,
+        hf_repo="",
+        hf_subset="",
+        metrics=[expr_gold()],
+        hf_avail_splits=["test"],
+        evaluation_splits=["test"],
+    )
+    return task_over(config, _checked_rows(difficulty))
+
+
+def _benchmark(difficulty: Difficulty, expected_tokens: int) -> Benchmark:
+    return Benchmark(
+        name=f"tiny-{difficulty}",
+        size=NUM_PROBLEMS,
+        expected_tokens=expected_tokens,
+        identity=lambda data: digest([f"tiny-{difficulty}", DIGESTS[difficulty], "expr_gold"]),
+        task=partial(_task, difficulty),
+        metric=expr_gold,
+    )
+
+
+TINY_EASY = _benchmark("easy", expected_tokens=100)
+TINY_MEDIUM = _benchmark("medium", expected_tokens=350)
+TINY_HARD = _benchmark("hard", expected_tokens=900)
