@@ -1,0 +1,208 @@
+"""Rules that need more than one value: names that exist, sizes, budgets against lengths, duplicates, excludes."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from suite.spec.errors import RuleError, nearest
+from suite.spec.matrix import BenchmarkRef, Exclude, Generation, ModelRef
+from suite.spec.methods import Bf16Params, MethodParams
+from suite.spec.sources import local_path
+
+Value = TypeVar("Value")
+Report = Callable[..., None]  # (key_path, rule, hint, value)
+
+
+@dataclass(frozen=True)
+class Placed(Generic[Value]):
+    """A value of a spec with where it stands: the table's key path, and that of each swept value in it."""
+
+    value: Value
+    path: str
+    origin: dict[tuple[str | int, ...], str] = field(default_factory=dict)
+
+    def at(self, key: str) -> str:
+        """The key path of one key of this table."""
+        return self.origin.get((key,), f"{self.path}.{key}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tables of a spec that could be read."""
+
+    models: list[Placed[ModelRef]]
+    methods: list[Placed[MethodParams]]
+    benchmarks: list[Placed[BenchmarkRef]]
+    excludes: list[Placed[Exclude]]
+    generation: Generation
+    num_seeds: int
+
+
+def check(parts: Parts, report: Report, complete: bool) -> None:
+    """Report every broken rule. `complete`: every table could be read, so that "nothing matches" can be said."""
+    _models(parts, report)
+    _benchmarks(parts, report)
+    _budgets(parts, report)
+    _methods(parts, report, complete)
+    _seeds(parts, report)
+    _excludes(parts, report, complete)
+    for model in parts.models:
+        _against_config(model, parts, report)
+
+
+def _models(parts: Parts, report: Report) -> None:
+    seen: dict[str, str] = {}
+    for model in parts.models:
+        ref = model.value
+        if ref.id in seen:
+            report(model.at("id"), f"this model is there already, in {seen[ref.id]}", "keep it once", ref.id)
+        seen.setdefault(ref.id, model.path)
+        try:
+            where = local_path(ref)
+        except RuleError as error:
+            report(model.at("id"), error.rule, error.hint, ref.id)
+            continue
+        if where is None and ref.revision is None:
+            hint = f'add revision = "<commit>"; `git ls-remote https://huggingface.co/{ref.id} HEAD` prints it'
+            report(f"{model.path}.revision", "a Hub model is pinned to a commit, or its numbers change unseen", hint)
+        if where is not None and ref.revision is not None:
+            hint = "remove the key: the bytes of its files are its identity"
+            report(model.at("revision"), "a model on this machine has no revision", hint, ref.revision)
+
+
+def _benchmarks(parts: Parts, report: Report) -> None:
+    from suite import benchmarks
+
+    seen: dict[str, str] = {}
+    for benchmark in parts.benchmarks:
+        ref = benchmark.value
+        if ref.name in seen:
+            report(
+                benchmark.at("name"), f"this benchmark is there already, in {seen[ref.name]}", "keep it once", ref.name
+            )
+        seen.setdefault(ref.name, benchmark.path)
+        if ref.name not in benchmarks.names():
+            report(benchmark.at("name"), "unknown benchmark", nearest(ref.name, benchmarks.names()), ref.name)
+        elif ref.num_samples is not None and ref.num_samples > benchmarks.size(ref.name):
+            rule = f"{ref.name} has {benchmarks.size(ref.name)} questions"
+            hint = "ask for at most that many, or leave the key out for all of them"
+            report(benchmark.at("num_samples"), rule, hint, ref.num_samples)
+
+
+def _budgets(parts: Parts, report: Report) -> None:
+    lists = [(b.value.thinking_budgets, f"{b.path}.thinking_budgets") for b in parts.benchmarks]
+    lists.append((parts.generation.thinking_budgets, "generation.thinking_budgets"))
+    limit = parts.generation.max_tokens
+    for budgets, path in lists:
+        for i, budget in enumerate(budgets or ()):
+            for key in ("min", "max"):
+                tokens = getattr(budget, key)
+                if tokens is not None and tokens >= limit:
+                    hint = "lower it, or raise generation.max_tokens: thinking and answer share it"
+                    report(f"{path}[{i}].{key}", f"leaves no room for an answer in max_tokens = {limit}", hint, tokens)
+
+
+def _methods(parts: Parts, report: Report, complete: bool) -> None:
+    ids = [model.value.id for model in parts.models]
+    for index, method in enumerate(parts.methods):
+        params = method.value
+        for i, model in enumerate(params.models or ()):
+            if complete and model not in ids:
+                report(f"{method.path}.models[{i}]", "not a model of this spec", nearest(model, ids), model)
+        for other in parts.methods[:index]:
+            if other.value.identity() == params.identity() and _share_a_model(other.value, params):
+                rule = f"the same variant stands in {other.at('precision')}: its cells would be counted twice"
+                report(method.at("precision"), rule, "remove one, or change a parameter", str(params.precision))
+                break
+
+
+def _share_a_model(one: MethodParams, other: MethodParams) -> bool:
+    return one.models is None or other.models is None or bool(set(one.models) & set(other.models))
+
+
+def _seeds(parts: Parts, report: Report) -> None:
+    if parts.generation.temperature == 0 and parts.num_seeds > 1:
+        rule = f"at temperature 0 the {parts.num_seeds} seeds give the same answers, counted {parts.num_seeds} times"
+        report("generation.temperature", rule, "keep one seed, or raise the temperature", 0)
+
+
+def _excludes(parts: Parts, report: Report, complete: bool) -> None:
+    known = {
+        "model": [model.value.id for model in parts.models],
+        "method": sorted({method.value.name for method in parts.methods}),
+        "precision": sorted({str(method.value.precision) for method in parts.methods}),
+        "benchmark": [benchmark.value.name for benchmark in parts.benchmarks],
+    }
+    for exclude in parts.excludes:
+        before = complete
+        for key, values in known.items():
+            wanted = getattr(exclude.value, key)
+            if wanted is not None and complete and wanted not in values and not (key == "method" and wanted == "bf16"):
+                report(exclude.at(key), f"no {key} of this spec is called so", nearest(wanted, values), wanted)
+                before = False
+        if before:
+            _exclude_matches(exclude, parts, report)
+    rows = [method.value for method in parts.methods]
+    if complete and parts.benchmarks and rows and all(_left_out(parts, *cell) for cell in _cells(parts, rows)):
+        report("exclude", "nothing is left of the matrix", "remove an exclude")
+
+
+def _exclude_matches(exclude: Placed[Exclude], parts: Parts, report: Report) -> None:
+    rows = [method.value for method in parts.methods]
+    if exclude.value.method == "bf16" or exclude.value.precision == "W16A16KV16":
+        hint = "exclude the model or the benchmark without a method: that leaves out BF16 as well"
+        report(exclude.path, "BF16 cannot be left out alone: every drop is against it", hint)
+    elif not any(exclude.value.matches(*cell) for cell in _cells(parts, [Bf16Params(), *rows])):
+        report(exclude.path, "no cell of this spec has all of these at once", "correct it, or remove the exclude")
+
+
+def _cells(parts: Parts, rows: list[MethodParams]) -> list[tuple[ModelRef, MethodParams, BenchmarkRef]]:
+    return [
+        (model.value, row, benchmark.value)
+        for model in parts.models
+        for row in rows
+        if row.models is None or model.value.id in row.models
+        for benchmark in parts.benchmarks
+    ]
+
+
+def _left_out(parts: Parts, model: ModelRef, method: MethodParams, benchmark: BenchmarkRef) -> bool:
+    return any(exclude.value.matches(model, method, benchmark) for exclude in parts.excludes)
+
+
+def _against_config(model: Placed[ModelRef], parts: Parts, report: Report) -> None:
+    """What a local model's config.json tells: its context length, and the widths that a group must divide."""
+    config = _config(model.value)
+    context = config.get("max_position_embeddings")
+    if isinstance(context, int) and parts.generation.max_tokens >= context:
+        rule = f"{model.value.id} has a context of {context} tokens, prompt included"
+        report("generation.max_tokens", rule, "lower it", parts.generation.max_tokens)
+    widths = _input_widths(config)
+    for method in parts.methods:
+        group = method.value.precision.group_size
+        for name, width in widths.items():
+            if group is not None and method.value.quantizes and width % group:
+                rule = f"a group of {group} does not divide the {width} inputs of {name} in {model.value.id}"
+                fits = math.gcd(*widths.values())
+                hint = f"every layer can be cut into groups of {math.gcd(fits, group)}"
+                report(method.at("precision"), rule, hint, str(method.value.precision))
+
+
+def _config(ref: ModelRef) -> dict[str, Any]:
+    try:
+        where = local_path(ref)
+        return {} if where is None else json.loads((Path(where) / "config.json").read_text())
+    except (OSError, ValueError):  # said elsewhere: `_models` reports a model that cannot be read
+        return {}
+
+
+def _input_widths(config: dict[str, Any]) -> dict[str, int]:
+    """Input width of each kind of linear layer, as far as the config says."""
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    widths = {"q, k, v, gate and up": hidden, "down": config.get("intermediate_size")}
+    if isinstance(hidden, int) and isinstance(heads, int):
+        widths["o"] = heads * (config.get("head_dim") or hidden // heads)
+    return {name: width for name, width in widths.items() if isinstance(width, int)}

@@ -1,0 +1,387 @@
+"""Read a spec from TOML and say everything that is wrong with it at once.
+
+The first comment of the file is the question it answers. Keys are singular tables: [[model]], [[method]],
+[[benchmark]], [generation], [[exclude]], [paper]. A list where one value is declared is a sweep (see `sweep.py`).
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from suite.spec import checks, sweep
+from suite.spec.errors import Problem, RuleError, SpecError, nearest, toml_text
+from suite.spec.matrix import BenchmarkRef, Exclude, Generation, ModelRef, PaperRef, Spec
+from suite.spec.methods import METHODS, MethodParams
+from suite.spec.precision import FORM, Precision
+
+Model = TypeVar("Model", bound=BaseModel)
+MISSING = object()
+TABLES = {"model": ModelRef, "method": MethodParams, "benchmark": BenchmarkRef, "exclude": Exclude}  # [[...]]
+TOP_LEVEL = ("name", "seeds", *TABLES, "generation", "paper")
+BARE_KEYS = {"models": "model", "methods": "method", "benchmarks": "benchmark", "excludes": "exclude"}
+
+
+def load(path: Path | str) -> Spec:
+    """The spec in a TOML file.
+
+    Raises: SpecError (a ValueError) whose `problems` are all that is wrong: file, key path, value, rule, hint.
+    """
+    path = Path(path)
+    reader = _Reader(str(path))
+    text = _read_text(path, reader)
+    spec = reader.spec(path, text, _parse(text, reader))
+    if spec is None:
+        raise SpecError(reader.problems)
+    return spec
+
+
+@dataclass
+class _Reader:
+    """Collects problems while the tables of one file are turned into values."""
+
+    file: str
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, key_path: str, rule: str, hint: str = "", value: Any = MISSING) -> None:
+        """Note a problem, once: a sweep meets the same one in each of its tables."""
+        found = Problem(self.file, key_path, None if value is MISSING else toml_text(value), rule, hint)
+        if found not in self.problems:
+            self.problems.append(found)
+
+    def _also(self, key_path: str, rule: str, hint: str = "", value: Any = MISSING) -> None:
+        """Note a problem across tables, unless that key is known to be wrong in itself."""
+        if key_path not in [problem.key_path for problem in self.problems]:
+            self.problem(key_path, rule, hint, value)
+
+    def spec(self, path: Path, text: str, raw: dict[str, Any]) -> Spec | None:
+        """The spec, or None if there are problems."""
+        self._top_level(raw)
+        question = self._question(text)
+        head: dict[str, Any] = {"question": question, "path": path, "models": (), "methods": (), "benchmarks": ()}
+        values: dict[str, Any] = {key: raw[key] for key in ("name", "seeds") if key in raw}
+        self._validate_head(values)
+        parts = checks.Parts(
+            models=self._tables(raw, "model", self._model),
+            methods=self._tables(raw, "method", self._method),
+            benchmarks=self._tables(raw, "benchmark", self._benchmark),
+            excludes=self._tables(raw, "exclude", self._exclude),
+            generation=self._single(raw, "generation", Generation) or Generation(),
+            num_seeds=len(raw["seeds"]) if isinstance(raw.get("seeds"), list) else 1,
+        )
+        paper = self._single(raw, "paper", PaperRef)
+        checks.check(parts, self._also, complete=self._all_tables_read())
+        self._sort(raw)
+        if self.problems:
+            return None
+        head |= {"models": _values(parts.models), "methods": _values(parts.methods)}
+        head |= {"benchmarks": _values(parts.benchmarks), "excludes": _values(parts.excludes)}
+        return Spec(**{**head, **_tuples(values), "generation": parts.generation, "paper": paper})
+
+    def _all_tables_read(self) -> bool:
+        """Whether every variant and benchmark is known, so that it can be said that an exclude matches none."""
+        return not any(problem.key_path.startswith(("model", "method", "benchmark")) for problem in self.problems)
+
+    def _sort(self, raw: dict[str, Any]) -> None:
+        """Problems in the order of the file's tables."""
+        order = {key: i for i, key in enumerate(raw)}
+
+        def position(problem: Problem) -> tuple[int, int]:
+            match = re.match(r"(\w+)(?:\[(\d+)\])?", problem.key_path)
+            return (-1, 0) if match is None else (order.get(match.group(1), -1), int(match.group(2) or 0))
+
+        self.problems.sort(key=position)
+
+    def _top_level(self, raw: dict[str, Any]) -> None:
+        for key, value in raw.items():
+            if key not in TOP_LEVEL:
+                self.problem(key, "unknown key", _unknown_key_hint(key), value)
+
+    def _question(self, text: str) -> str:
+        lines = []
+        for line in text.lstrip().splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("#").strip())
+        question = " ".join(line for line in lines if line)
+        if not question:
+            hint = 'for example "# Does 4-bit weight-only quantization cost reasoning more than recall?"'
+            self.problem("line 1", "a spec begins with a comment: the question it answers", hint)
+        return question
+
+    def _validate_head(self, values: dict[str, Any]) -> None:
+        """Check `name` and `seeds` by the rules of Spec itself, with a matrix that is not looked at."""
+        try:
+            Spec.model_validate({**_tuples(values), "question": "?", "path": Path(), **_PLACEHOLDERS})
+        except ValidationError as error:
+            self._report(error, Spec, values, lambda location: _dotted("", location))
+
+    def _tables(self, raw: dict[str, Any], key: str, read: Any) -> list[checks.Placed[Any]]:
+        """Every [[key]] table that can be read, each value with its key path."""
+        tables = raw.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            hint = f"write [[{key}]] with double brackets" if isinstance(tables, dict) else f"write it as [[{key}]]"
+            self.problem(key, "must be an array of tables", hint, tables)
+            return []
+        if not tables and key != "exclude":
+            self.problem(key, f"a spec needs at least one {key}", f"add a [[{key}]] table with {_FIRST_KEY[key]}")
+        return [placed for i, table in enumerate(tables) for placed in read(table, f"{key}[{i}]")]
+
+    def _model(self, table: dict[str, Any], path: str) -> list[checks.Placed[ModelRef]]:
+        return self._place(self._plain(ModelRef, table, path), path)
+
+    def _benchmark(self, table: dict[str, Any], path: str) -> list[checks.Placed[BenchmarkRef]]:
+        return self._place(self._plain(BenchmarkRef, table, path), path)
+
+    def _exclude(self, table: dict[str, Any], path: str) -> list[checks.Placed[Exclude]]:
+        return self._swept(Exclude, table, path)
+
+    def _method(self, table: dict[str, Any], path: str) -> list[checks.Placed[MethodParams]]:
+        name = table.get("name", MISSING)
+        if name is MISSING:
+            self.problem(path, "required key is missing: name", f"known: {', '.join(map(toml_text, METHODS))}")
+            return []
+        if not isinstance(name, str) or name not in METHODS:
+            rule = "unknown method" if isinstance(name, str) else "must be a string"
+            self.problem(f"{path}.name", rule, nearest(str(name), METHODS), name)
+            return []
+        cls = METHODS[name]
+        body = {key: value for key, value in table.items() if key != "precisions"}
+        if "precision" in body:
+            hint = f"write precisions = [{toml_text(body['precision'])}]"
+            self.problem(f"{path}.precision", "unknown key", hint, body.pop("precision"))
+        precisions = self._precisions(table.get("precisions", list(cls.default_precisions)), f"{path}.precisions")
+        return self._swept(cls, body, path, first=precisions)
+
+    def _precisions(self, value: Any, path: str) -> sweep.Axis | None:
+        """The axis of a method's precisions, those that can be parsed; None if the key itself is wrong."""
+        if not isinstance(value, list):
+            self.problem(path, "must be a list of strings", f"write precisions = [{toml_text(value)}]", value)
+            return None
+        if not value:
+            self.problem(path, "an empty list makes no variant", "name a precision, or leave the key out", value)
+        points: list[tuple[Any, str]] = []
+        for i, text in enumerate(value):
+            try:
+                if not isinstance(text, str):
+                    raise RuleError(FORM, 'a string such as "W4A16KV16-g128"')
+                if text in value[:i]:
+                    raise RuleError("is in the list twice", "keep it once")
+                points.append((Precision.parse(text), f"{path}[{i}]"))
+            except RuleError as error:
+                self.problem(f"{path}[{i}]", error.rule, error.hint, text)
+        return sweep.Axis(("precision",), tuple(points))
+
+    def _swept(
+        self, cls: type[Model], table: dict[str, Any], path: str, first: sweep.Axis | None = None
+    ) -> list[checks.Placed[Model]]:
+        """Expand the sweeps of a table and validate each combination. `first` is an axis that varies slowest."""
+        axes = sweep.axes(table, cls, path)
+        for axis in axes:
+            self._check_axis(axis, path)
+        axes = ([first] if first is not None else []) + axes
+        if sweep.size(axes) > sweep.MAX_COMBINATIONS:
+            rule = f"expands to {sweep.size(axes)} tables, more than {sweep.MAX_COMBINATIONS}"
+            self.problem(path, rule, "split the sweep over several specs")
+            return []
+        placed = []
+        for combination in sweep.expand(axes):
+            value = self._validate(cls, combination.values, path, combination.origin)
+            placed += [] if value is None else [checks.Placed(value, path, combination.origin)]
+        return placed
+
+    def _check_axis(self, axis: sweep.Axis, path: str) -> None:
+        key_path = ".".join([path, *map(str, axis.location)])
+        if not axis.points:
+            self.problem(key_path, "an empty list makes no variant", "give a value, or leave the key out", [])
+        for i, (value, where) in enumerate(axis.points):
+            if any(value == other and type(value) is type(other) for other, _ in axis.points[:i]):
+                self.problem(where, "is in the list twice", "keep it once", value)
+
+    def _single(self, raw: dict[str, Any], key: str, cls: type[Model]) -> Model | None:
+        """The [key] table, or None where it is missing or wrong."""
+        if key not in raw:
+            return None
+        if not isinstance(raw[key], dict):
+            self.problem(key, "must be a table", f"write [{key}] with single brackets", raw[key])
+            return None
+        return self._plain(cls, raw[key], key)
+
+    def _plain(self, cls: type[Model], table: dict[str, Any], path: str) -> Model | None:
+        """A table without sweeps. Where keys are wrong, the rest still goes on to the rules across tables."""
+        value = self._validate(cls, table, path, {})
+        if value is not None:
+            return value
+        paths = [
+            each.key_path.removeprefix(f"{path}.") for each in self.problems if each.key_path.startswith(f"{path}.")
+        ]
+        wrong = {re.split(r"[.\[]", each)[0] for each in paths}
+        try:
+            return cls.model_validate(_tuples({key: each for key, each in table.items() if key not in wrong}))
+        except ValidationError:
+            return None
+
+    def _place(self, value: Any, path: str) -> list[checks.Placed[Any]]:
+        return [] if value is None else [checks.Placed(value, path, {})]
+
+    def _validate(
+        self, cls: type[Model], values: dict[str, Any], path: str, origin: dict[sweep.Location, str]
+    ) -> Model | None:
+        try:
+            return cls.model_validate(_tuples(values))
+        except ValidationError as error:
+            self._report(error, cls, values, lambda location: _key_path(location, path, origin))
+            return None
+
+    def _report(self, error: ValidationError, cls: type[BaseModel], values: Any, key_path: Any) -> None:
+        for detail in error.errors(include_url=False):
+            location = tuple(detail["loc"])
+            rule, hint, key = _explain(detail, cls)
+            if key:
+                location = (*location, key)
+            value = MISSING if detail["type"] == "missing" else _lookup(values, location)
+            self.problem(key_path(location), rule, hint, value)
+
+
+_FIRST_KEY = {"model": "an id", "method": "a name", "benchmark": "a name"}
+_PLACEHOLDERS: dict[str, Any] = {
+    "models": (ModelRef(id="?"),),
+    "methods": (METHODS["bf16"].model_validate({}),),
+    "benchmarks": (BenchmarkRef(name="?"),),
+}
+
+
+def _values(placed: Sequence[checks.Placed[Model]]) -> tuple[Model, ...]:
+    return tuple(each.value for each in placed)
+
+
+def _read_text(path: Path, reader: _Reader) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        reader.problem(f"byte {error.start}", "a spec is UTF-8 text", "save the file as UTF-8")
+    except OSError as error:
+        siblings = [each.name for each in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else "give the path of a TOML file"
+        reader.problem("file", f"cannot be read: {error.strerror}", hint)
+    raise SpecError(reader.problems)
+
+
+def _parse(text: str, reader: _Reader) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what, where = _syntax_error(str(error), text)
+        line = text.splitlines()[where[0] - 1].strip() if where[0] <= len(text.splitlines()) else ""
+        hint = f"the line reads: {line}" if line else "the file ends too early: a bracket or quote is not closed"
+        reader.problem(f"line {where[0]}, column {where[1]}", f"not TOML: {what}", hint)
+        raise SpecError(reader.problems) from error
+
+
+def _syntax_error(message: str, text: str) -> tuple[str, tuple[int, int]]:
+    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL)
+    if match is None:
+        return message, (1, 1)
+    if match.group(2) is None:
+        return f"{match.group(1)} at the end of the file", (text.count("\n") + 1, len(text) - text.rfind("\n"))
+    return match.group(1), (int(match.group(2)), int(match.group(3)))
+
+
+def _unknown_key_hint(key: str) -> str:
+    near = BARE_KEYS.get(key.lower())
+    return f"did you mean [[{near}]]?" if near else nearest(key, TOP_LEVEL, quote=False)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, all the way down: the models are strict and hashable."""
+    if isinstance(value, list):
+        return tuple(_tuples(each) for each in value)
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return value
+
+
+def _dotted(path: str, location: sweep.Location) -> str:
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _key_path(location: sweep.Location, path: str, origin: dict[sweep.Location, str]) -> str:
+    """Where in the file a location of a validated table comes from: the longest known prefix, and the rest."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in origin:
+            return _dotted(origin[location[:length]], location[length:])
+    return _dotted(path, location)
+
+
+def _lookup(values: Any, location: sweep.Location) -> Any:
+    for part in location:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return MISSING
+    return str(values) if isinstance(values, Precision) else values
+
+
+_RULES = {
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {expected}",
+    "string_pattern_mismatch": "must match {pattern}",
+}
+_MISSING_HINTS = {
+    "reason": "say why these cells are left out: it stands in the report",
+    "name": 'add name = "..."',
+    "id": 'add id = "...": an embedded model, a folder, or a Hub id',
+    "source": 'add source = "...": where the calibration text is from',
+    "table": 'add table = "Table 1": the published table',
+}
+_HINTS = {
+    "model_type": "write { key = value }",
+    "tuple_type": "put it in [ ]",
+    "too_short": "give a value, or leave the key out",
+    "string_too_short": "give a value, or leave the key out",
+}
+
+
+def _explain(detail: Any, cls: type[BaseModel]) -> tuple[str, str, str]:
+    """Rule, hint, and the key below the location, of one pydantic error."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error" and isinstance(context.get("error"), RuleError):
+        return context["error"].rule, context["error"].hint, context["error"].key
+    if kind == "extra_forbidden":
+        return "unknown key", nearest(str(detail["loc"][-1]), _known_keys(cls, detail["loc"][:-1]), quote=False), ""
+    if kind == "missing":
+        return "required key is missing", _MISSING_HINTS.get(str(detail["loc"][-1]), ""), ""
+    if kind in _RULES:
+        return _RULES[kind].format(**context), _HINTS.get(kind, ""), ""
+    return detail["msg"], "", ""
+
+
+def _known_keys(cls: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] | None = cls
+    for part in location:
+        model = sweep.declared(model, part)[0] if isinstance(part, str) else model
+    if model is None:
+        return []
+    names = set(model.model_fields)
+    if issubclass(model, MethodParams):
+        names = names - {"precision"} | {"precisions"}
+        names -= set() if model.calibrated else {"calibration"}
+    return sorted(names)
