@@ -21,7 +21,7 @@ import pandas as pd
 if TYPE_CHECKING:
     import pandera.pandas as pa
 
-    from suite.plan import Cell
+Rows = pd.DataFrame | Iterable[Mapping[Any, Any]]
 
 SAMPLE_TYPES = {
     "benchmark": "str",
@@ -241,12 +241,12 @@ def _schema(
     return pa.DataFrameSchema(columns, checks=rules, strict=True, ordered=True, unique=unique)
 
 
-def sample_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def sample_table(rows: Rows) -> pd.DataFrame:
     """Rows as a checked table of samples. Raises: ValueError naming column, rule and value of every breach."""
     return _checked(_typed(rows, SAMPLE_TYPES, "sample"), sample_schema(), "samples")
 
 
-def cell_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def cell_table(rows: Rows) -> pd.DataFrame:
     """Rows as a checked table of cells: rounded, and sorted so that bf16 comes first and precision falls.
 
     Raises: ValueError naming column, rule and value of every breach.
@@ -254,9 +254,9 @@ def cell_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return _checked(_sorted(_rounded(_typed(rows, CELL_TYPES, "cell"))), cell_schema(), "cells")
 
 
-def write_samples(path: Path, samples: pd.DataFrame) -> None:
-    """Write a table of samples as parquet (zstd), whole or not at all. Raises: ValueError if it breaks the schema."""
-    checked = _checked(samples, sample_schema(), str(path))
+def write_samples(path: Path, samples: Rows) -> None:
+    """Write samples as parquet (zstd), whole or not at all. Raises: ValueError if it breaks the schema."""
+    checked = _checked(_typed(samples, SAMPLE_TYPES, "sample"), sample_schema(), str(path))
     _write_atomically(path, lambda partial: checked.to_parquet(partial, compression="zstd", index=False))
 
 
@@ -266,12 +266,12 @@ def read_samples(path: Path) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except Exception as error:
         raise ValueError(f"{path}: not a readable table of samples ({error}); remove it and run again") from error
-    return _checked(_typed(table.to_dict("records"), SAMPLE_TYPES, "sample"), sample_schema(), str(path))
+    return _checked(_typed(table, SAMPLE_TYPES, "sample"), sample_schema(), str(path))
 
 
-def write_cells(path: Path, cells: pd.DataFrame) -> None:
-    """Write a table of cells as csv, whole or not at all. Raises: ValueError if it breaks the schema."""
-    checked = _checked(_sorted(_rounded(cells)), cell_schema(), str(path))
+def write_cells(path: Path, cells: Rows) -> None:
+    """Write cells as csv, whole or not at all. Raises: ValueError if it breaks the schema."""
+    checked = _checked(_sorted(_rounded(_typed(cells, CELL_TYPES, "cell"))), cell_schema(), str(path))
     _write_atomically(path, lambda partial: checked.to_csv(partial, index=False, lineterminator="\n"))
 
 
@@ -280,13 +280,13 @@ def read_cells(path: Path) -> pd.DataFrame:
     try:
         # Empty fields are nulls in columns of numbers and "" in columns of text; a model may well be called "NA".
         table = pd.read_csv(path, dtype="str", keep_default_na=False)
-        return _checked(_typed(table.to_dict("records"), CELL_TYPES, "cell"), cell_schema(), str(path))
+        return _checked(_typed(table, CELL_TYPES, "cell"), cell_schema(), str(path))
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def cell_axes(cell: Cell, spec: str, num_samples: int) -> dict[str, Any]:
-    """What a cell asks, as columns: spec to num_samples, and fingerprint. `num_samples` is the number of questions."""
+def cell_axes(cell: Any, spec: str, num_samples: int) -> dict[str, Any]:
+    """What a `suite.plan.Cell` asks, as columns: spec to num_samples (questions), and fingerprint."""
     params = cell.variant.method
     precision, calibration = params.precision, params.calibration
     return {
@@ -317,10 +317,10 @@ def failed_record(axes: Mapping[str, Any], stage: str, message: str) -> dict[str
     return {**axes, "status": "failed", "source": "measured", "stage": stage, "message": said[:MAX_MESSAGE_CHARS]}
 
 
-def _typed(rows: Iterable[Mapping[Any, Any]], types: Mapping[str, str], kind: str) -> pd.DataFrame:
+def _typed(rows: Rows, types: Mapping[str, str], kind: str) -> pd.DataFrame:
     """A table with exactly the columns of `types` in their order; what a cell's row lacks is null or ""."""
-    listed = list(rows)
-    unknown = sorted({name for row in listed for name in row} - set(types))
+    listed = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
+    unknown = sorted({str(name) for row in listed for name in row} - set(types))
     if unknown:
         raise ValueError(f"a {kind} has no column {', '.join(map(repr, unknown))}; the columns are {', '.join(types)}")
     return pd.DataFrame({name: _column([row.get(name) for row in listed], types[name], kind) for name in types})
