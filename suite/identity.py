@@ -9,6 +9,7 @@ remembered by (path, size, mtime, ctime, inode). The change time cannot be set b
 given its old times is still seen. A Hub model is identified by its id and commit, downloaded or not.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -175,4 +176,5 @@ def _write_cache(cache: dict[str, str]) -> None:
         beside.write_text(json.dumps(cache, indent=0, sort_keys=True))
         os.replace(beside, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()

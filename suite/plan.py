@@ -141,13 +141,13 @@ class _BenchmarkIdentities:
             benchmark=self.identities[benchmark.name],
             num_samples=self.sizes[benchmark.name],
             seeds=sorted(self.spec.seeds),
-            sampling=_sampling(self.spec.generation, budget),
+            sampling=sampling(self.spec.generation, budget),
             scorer=benchmarks.SCORER_VERSION,
         )
         return Cell(variant, benchmark, budget, self.spec.seeds, self.spec.generation, identity)
 
 
-def _sampling(generation: Generation, budget: Budget) -> dict[str, Any]:
+def sampling(generation: Generation, budget: Budget) -> dict[str, Any]:
     """What bears on the text of an answer. The cue and the "Wait" count only under a budget that uses them."""
     return {
         "temperature": generation.temperature,

@@ -37,7 +37,7 @@ class Parts:
     methods: list[Placed[MethodParams]]
     benchmarks: list[Placed[BenchmarkRef]]
     excludes: list[Placed[Exclude]]
-    generation: Generation
+    generation: Generation | None  # None: it could not be read
     num_seeds: int
 
 
@@ -46,7 +46,7 @@ def check(parts: Parts, report: Report, complete: bool) -> None:
     _models(parts, report)
     _benchmarks(parts, report)
     _budgets(parts, report)
-    _methods(parts, report, complete)
+    complete = _methods(parts, report, complete) and complete
     _seeds(parts, report)
     _excludes(parts, report, complete)
     for model in parts.models:
@@ -67,7 +67,11 @@ def _models(parts: Parts, report: Report) -> None:
             continue
         if where is None and ref.revision is None:
             hint = f'add revision = "<commit>"; `git ls-remote https://huggingface.co/{ref.id} HEAD` prints it'
-            report(f"{model.path}.revision", "a Hub model is pinned to a commit, or its numbers change unseen", hint)
+            report(
+                f"{model.path}.revision",
+                f"{ref.id} is no folder here but a Hub model: those are pinned to a commit",
+                hint,
+            )
         if where is not None and ref.revision is not None:
             hint = "remove the key: the bytes of its files are its identity"
             report(model.at("revision"), "a model on this machine has no revision", hint, ref.revision)
@@ -93,6 +97,8 @@ def _benchmarks(parts: Parts, report: Report) -> None:
 
 
 def _budgets(parts: Parts, report: Report) -> None:
+    if parts.generation is None:
+        return
     lists = [(b.value.thinking_budgets, f"{b.path}.thinking_budgets") for b in parts.benchmarks]
     lists.append((parts.generation.thinking_budgets, "generation.thinking_budgets"))
     limit = parts.generation.max_tokens
@@ -105,18 +111,22 @@ def _budgets(parts: Parts, report: Report) -> None:
                     report(f"{path}[{i}].{key}", f"leaves no room for an answer in max_tokens = {limit}", hint, tokens)
 
 
-def _methods(parts: Parts, report: Report, complete: bool) -> None:
+def _methods(parts: Parts, report: Report, complete: bool) -> bool:
+    """Whether every model that a method is restricted to is in the spec."""
     ids = [model.value.id for model in parts.models]
+    all_there = True
     for index, method in enumerate(parts.methods):
         params = method.value
         for i, model in enumerate(params.models or ()):
             if complete and model not in ids:
+                all_there = False
                 report(f"{method.path}.models[{i}]", "not a model of this spec", nearest(model, ids), model)
         for other in parts.methods[:index]:
             if other.value.identity() == params.identity() and _share_a_model(other.value, params):
                 rule = f"the same variant stands in {other.at('precision')}: its cells would be counted twice"
                 report(method.at("precision"), rule, "remove one, or change a parameter", str(params.precision))
                 break
+    return all_there
 
 
 def _share_a_model(one: MethodParams, other: MethodParams) -> bool:
@@ -124,7 +134,7 @@ def _share_a_model(one: MethodParams, other: MethodParams) -> bool:
 
 
 def _seeds(parts: Parts, report: Report) -> None:
-    if parts.generation.temperature == 0 and parts.num_seeds > 1:
+    if parts.generation is not None and parts.generation.temperature == 0 and parts.num_seeds > 1:
         rule = f"at temperature 0 the {parts.num_seeds} seeds give the same answers, counted {parts.num_seeds} times"
         report("generation.temperature", rule, "keep one seed, or raise the temperature", 0)
 
@@ -152,11 +162,14 @@ def _excludes(parts: Parts, report: Report, complete: bool) -> None:
 
 def _exclude_matches(exclude: Placed[Exclude], parts: Parts, report: Report) -> None:
     rows = [method.value for method in parts.methods]
+    shown = {key: value for key, value in exclude.value if value is not None}
     if exclude.value.method == "bf16" or exclude.value.precision == "W16A16KV16":
         hint = "exclude the model or the benchmark without a method: that leaves out BF16 as well"
-        report(exclude.path, "BF16 cannot be left out alone: every drop is against it", hint)
+        report(exclude.path, "BF16 cannot be left out alone: every drop is against it", hint, shown)
     elif not any(exclude.value.matches(*cell) for cell in _cells(parts, [Bf16Params(), *rows])):
-        report(exclude.path, "no cell of this spec has all of these at once", "correct it, or remove the exclude")
+        report(
+            exclude.path, "no cell of this spec has all of these at once", "correct it, or remove the exclude", shown
+        )
 
 
 def _cells(parts: Parts, rows: list[MethodParams]) -> list[tuple[ModelRef, MethodParams, BenchmarkRef]]:
@@ -177,7 +190,7 @@ def _against_config(model: Placed[ModelRef], parts: Parts, report: Report) -> No
     """What a local model's config.json tells: its context length, and the widths that a group must divide."""
     config = _config(model.value)
     context = config.get("max_position_embeddings")
-    if isinstance(context, int) and parts.generation.max_tokens >= context:
+    if isinstance(context, int) and parts.generation is not None and parts.generation.max_tokens >= context:
         rule = f"{model.value.id} has a context of {context} tokens, prompt included"
         report("generation.max_tokens", rule, "lower it", parts.generation.max_tokens)
     widths = _input_widths(config)

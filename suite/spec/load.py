@@ -70,7 +70,7 @@ class _Reader:
             methods=self._tables(raw, "method", self._method),
             benchmarks=self._tables(raw, "benchmark", self._benchmark),
             excludes=self._tables(raw, "exclude", self._exclude),
-            generation=self._single(raw, "generation", Generation) or Generation(),
+            generation=self._single(raw, "generation", Generation) if "generation" in raw else Generation(),
             num_seeds=len(raw["seeds"]) if isinstance(raw.get("seeds"), list) else 1,
         )
         paper = self._single(raw, "paper", PaperRef)
@@ -127,7 +127,8 @@ class _Reader:
             hint = f"write [[{key}]] with double brackets" if isinstance(tables, dict) else f"write it as [[{key}]]"
             self.problem(key, "must be an array of tables", hint, tables)
             return []
-        if not tables and key != "exclude":
+        misspelled = any(BARE_KEYS.get(other.lower()) == key for other in raw)
+        if not tables and key != "exclude" and not misspelled:
             self.problem(key, f"a spec needs at least one {key}", f"add a [[{key}]] table with {_FIRST_KEY[key]}")
         return [placed for i, table in enumerate(tables) for placed in read(table, f"{key}[{i}]")]
 
@@ -143,7 +144,7 @@ class _Reader:
     def _method(self, table: dict[str, Any], path: str) -> list[checks.Placed[MethodParams]]:
         name = table.get("name", MISSING)
         if name is MISSING:
-            self.problem(path, "required key is missing: name", f"known: {', '.join(map(toml_text, METHODS))}")
+            self.problem(f"{path}.name", "required key is missing", f"known: {', '.join(map(toml_text, METHODS))}")
             return []
         if not isinstance(name, str) or name not in METHODS:
             rule = "unknown method" if isinstance(name, str) else "must be a string"
@@ -154,15 +155,19 @@ class _Reader:
         if "precision" in body:
             hint = f"write precisions = [{toml_text(body['precision'])}]"
             self.problem(f"{path}.precision", "unknown key", hint, body.pop("precision"))
-        precisions = self._precisions(table.get("precisions", list(cls.default_precisions)), f"{path}.precisions")
-        return self._swept(cls, body, path, first=precisions)
+        default = list(cls.default_precisions)
+        precisions = self._precisions(table.get("precisions", default), f"{path}.precisions")
+        if precisions.points:
+            return self._swept(cls, body, path, precisions)
+        self._swept(cls, body, path, self._precisions(default, path))  # for what is wrong with the other keys
+        return []
 
-    def _precisions(self, value: Any, path: str) -> sweep.Axis | None:
-        """The axis of a method's precisions, those that can be parsed; None if the key itself is wrong."""
+    def _precisions(self, value: Any, path: str) -> sweep.Axis:
+        """The axis of a method's precisions: those that can be parsed."""
         if not isinstance(value, list):
             self.problem(path, "must be a list of strings", f"write precisions = [{toml_text(value)}]", value)
-            return None
-        if not value:
+            value = []
+        elif not value:
             self.problem(path, "an empty list makes no variant", "name a precision, or leave the key out", value)
         points: list[tuple[Any, str]] = []
         for i, text in enumerate(value):
@@ -180,10 +185,8 @@ class _Reader:
         self, cls: type[Model], table: dict[str, Any], path: str, first: sweep.Axis | None = None
     ) -> list[checks.Placed[Model]]:
         """Expand the sweeps of a table and validate each combination. `first` is an axis that varies slowest."""
-        axes = sweep.axes(table, cls, path)
-        for axis in axes:
-            self._check_axis(axis, path)
-        axes = ([first] if first is not None else []) + axes
+        axes = [self._checked(axis, path) for axis in sweep.axes(table, cls, path)]
+        axes = ([first] if first is not None else []) + [axis for axis in axes if axis.points]
         if sweep.size(axes) > sweep.MAX_COMBINATIONS:
             rule = f"expands to {sweep.size(axes)} tables, more than {sweep.MAX_COMBINATIONS}"
             self.problem(path, rule, "split the sweep over several specs")
@@ -194,13 +197,18 @@ class _Reader:
             placed += [] if value is None else [checks.Placed(value, path, combination.origin)]
         return placed
 
-    def _check_axis(self, axis: sweep.Axis, path: str) -> None:
-        key_path = ".".join([path, *map(str, axis.location)])
+    def _checked(self, axis: sweep.Axis, path: str) -> sweep.Axis:
+        """The axis without repeated values, each of which is a problem, as an empty list is."""
         if not axis.points:
+            key_path = ".".join([path, *map(str, axis.location)])
             self.problem(key_path, "an empty list makes no variant", "give a value, or leave the key out", [])
-        for i, (value, where) in enumerate(axis.points):
-            if any(value == other and type(value) is type(other) for other, _ in axis.points[:i]):
+        kept: list[tuple[Any, str]] = []
+        for value, where in axis.points:
+            if any(value == other and type(value) is type(other) for other, _ in kept):
                 self.problem(where, "is in the list twice", "keep it once", value)
+            else:
+                kept.append((value, where))
+        return sweep.Axis(axis.location, tuple(kept))
 
     def _single(self, raw: dict[str, Any], key: str, cls: type[Model]) -> Model | None:
         """The [key] table, or None where it is missing or wrong."""
@@ -244,6 +252,10 @@ class _Reader:
             if key:
                 location = (*location, key)
             value = MISSING if detail["type"] == "missing" else _lookup(values, location)
+            if detail["type"] == "too_short" and value:
+                continue  # its elements are wrong, and pydantic counts none of them
+            if isinstance(value, list) and not hint:
+                hint = "one value stands here: write a table for each"
             self.problem(key_path(location), rule, hint, value)
 
 
@@ -343,7 +355,6 @@ _RULES = {
     "greater_than": "must be above {gt}",
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be one of {expected}",
-    "string_pattern_mismatch": "must match {pattern}",
 }
 _MISSING_HINTS = {
     "reason": "say why these cells are left out: it stands in the report",
@@ -351,6 +362,8 @@ _MISSING_HINTS = {
     "id": 'add id = "...": an embedded model, a folder, or a Hub id',
     "source": 'add source = "...": where the calibration text is from',
     "table": 'add table = "Table 1": the published table',
+    "seq_len": "add seq_len = 2048: tokens per window",
+    "num_samples": "add num_samples = 128: windows",
 }
 _HINTS = {
     "model_type": "write { key = value }",
@@ -370,7 +383,8 @@ def _explain(detail: Any, cls: type[BaseModel]) -> tuple[str, str, str]:
     if kind == "missing":
         return "required key is missing", _MISSING_HINTS.get(str(detail["loc"][-1]), ""), ""
     if kind in _RULES:
-        return _RULES[kind].format(**context), _HINTS.get(kind, ""), ""
+        numbers = {key: f"{each:g}" if isinstance(each, float) else each for key, each in context.items()}
+        return _RULES[kind].format(**numbers).replace("'", '"'), _HINTS.get(kind, ""), ""
     return detail["msg"], "", ""
 
 

@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from suite.spec.errors import RuleError
+from suite.spec.errors import RuleError, nearest
 from suite.spec.methods import MethodParams
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+PUBLISHED_TABLES = {"P1": 6, "P2": 5}  # arXiv:2504.04823 and arXiv:2601.14888: tables of results
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -117,7 +118,14 @@ class PaperRef(_Frozen):
     """The published table whose numbers stand beside ours."""
 
     name: Literal["P1", "P2"]
-    table: str = Field(pattern=r"^Table [1-9]\d*$")
+    table: str
+
+    @model_validator(mode="after")
+    def _published(self) -> "PaperRef":
+        tables = [f"Table {number}" for number in range(1, PUBLISHED_TABLES[self.name] + 1)]
+        if self.table not in tables:
+            raise RuleError(f"{self.name} has no such table of results", nearest(self.table, tables), "table")
+        return self
 
 
 class Spec(_Frozen):
