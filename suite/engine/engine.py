@@ -1,0 +1,287 @@
+"""One live vLLM engine in this process: weights are swapped in place, requests are generated in batches.
+
+A swap takes tens of milliseconds where a fresh engine takes many seconds, and its output equals the fresh engine's token for
+token (tests/engine/test_engine.py, float32). Every request samples with a generator of its own seed, so its output depends
+neither on the order nor on the other requests of the batch, up to the rounding of bfloat16 kernels at other batch sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite.engine import Completion, Request
+from suite.engine.budget import BudgetRule, BudgetState
+from suite.engine.lengths import is_looped, thinking_length
+from suite.engine.settings import EngineSettings, engine_arguments, environment
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+
+THINK, END_THINK = "<think>", "</think>"
+PROGRESS_INTERVAL_S = 0.25
+
+
+class Engine:
+    """Serves the model in the folder `model_path`. Starting imports vLLM and loads the weights.
+
+    Raises: ValueError if `model_path` holds no checkpoint.
+    """
+
+    def __init__(self, model_path: str | Path, settings: EngineSettings | None = None) -> None:
+        self.model_path = Path(model_path)
+        self.settings = settings or EngineSettings()
+        self._shapes = checkpoint_shapes(self.model_path)
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        os.environ.update(environment(self.settings))
+        import torch
+        from transformers import AutoTokenizer
+
+        torch.set_num_threads(self.settings.threads)
+        self._llm = _start_vllm(self.model_path, self.settings)
+        self._broken = ""
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(self.model_path, local_files_only=True)
+        self._stop = _stop_tokens(self.model_path, self._tokenizer)
+        self._think = self._token(THINK)
+        self._end = self._token(END_THINK)
+        self._prompts: dict[str, list[int]] = {}
+
+    def swap(self, weights: Iterable[tuple[str, torch.Tensor]] | None = None, operators: Sequence[Any] = ()) -> None:
+        """Serve `weights` (names and shapes of the checkpoint, all of them), or the checkpoint's own if None.
+
+        Raises: ValueError for operators, which this engine cannot serve yet, and for a name or shape that is missing, unknown or
+        different; a wrong one is found only as it is loaded, and the engine is then of no use any more.
+        """
+        if operators:
+            names = ", ".join(type(o).__name__ for o in operators)
+            raise ValueError(
+                f"operators {names}: rule: the engine serves weight-only variants; remedy: drop the operators"
+            )
+        self._check_usable()
+        checked = None if weights is None else _checked(weights, self._shapes)
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checked})
+        except BaseException as error:
+            self._broken = f"a swap failed half way: {error}"
+            raise
+
+    def generate(
+        self, requests: Sequence[Request], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[Completion]:
+        """Completions in the order of `requests`; `on_progress(tokens, finished)` is called now and then.
+
+        Raises: ValueError for a request that cannot be served as it stands (length, budget), before anything is generated.
+        """
+        self._check_usable()
+        prompts = [self._prompt(r.prompt) for r in requests]
+        rules = [self._rule(r) for r in requests]
+        parameters = [self._parameters(*p) for p in zip(requests, prompts, rules, strict=True)]
+        outputs = self._run(prompts, parameters, on_progress)
+        return [self._completion(*p) for p in zip(requests, prompts, rules, outputs, strict=True)]
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        if self._llm is not None:
+            self._llm.engine_core.shutdown()
+            self._llm = None
+            self._broken = "it is closed"
+
+    @property
+    def usable(self) -> bool:
+        """False once a swap failed half way, or after `close`."""
+        return not self._broken
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise RuntimeError(f"this engine is of no use any more: {self._broken}; remedy: start another one")
+
+    def _token(self, text: str) -> int | None:
+        """Id of `text` if it is one token, else None."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id else None
+
+    def _prompt(self, message: str) -> list[int]:
+        if message not in self._prompts:
+            self._prompts[message] = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        return self._prompts[message]
+
+    def _rule(self, request: Request) -> BudgetRule | None:
+        if request.thinking_min is None and request.thinking_max is None:
+            return None
+        if self._end is None:
+            raise ValueError(
+                f"{request.key}: a thinking budget needs {END_THINK} as one token; this tokenizer has none"
+            )
+        cue, wait = (
+            tuple(self._tokenizer.encode(text, add_special_tokens=False)) for text in (request.answer_cue, request.wait)
+        )
+        if cue[:1] != (self._end,):
+            raise ValueError(f"{request.key}: answer_cue {request.answer_cue!r}: rule: it starts with {END_THINK}")
+        rule = BudgetRule(request.thinking_min, request.thinking_max, wait, cue, self._stop)
+        needed = max((rule.min or 0) + 1, 0 if rule.max is None else rule.max + len(cue) + 1)
+        if request.max_tokens < needed:
+            raise ValueError(
+                f"{request.key}: max_tokens={request.max_tokens} with thinking min={rule.min}, max={rule.max}: rule: room for the "
+                f"budget, the answer cue ({len(cue)} tokens) and an answer; remedy: max_tokens >= {needed}"
+            )
+        return rule
+
+    def _parameters(self, request: Request, prompt: list[int], rule: BudgetRule | None) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        limit = self._llm.model_config.max_model_len
+        if len(prompt) + request.max_tokens > limit:
+            raise ValueError(
+                f"{request.key}: {len(prompt)} prompt tokens + max_tokens={request.max_tokens} > {limit}: rule: both fit into "
+                "max_model_len; remedy: fewer max_tokens or a larger EngineSettings.max_model_len"
+            )
+        return SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k or 0,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=list(self._stop),
+            extra_args=None if rule is None else rule.to_extra_args(),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _run(
+        self,
+        prompts: list[list[int]],
+        parameters: list[SamplingParams],
+        on_progress: Callable[[int, int], None] | None,
+    ) -> list[tuple[list[int], str]]:
+        """(output tokens, finish reason) of each prompt."""
+        from vllm.inputs.engine import tokens_input
+
+        outputs: dict[int, tuple[list[int], str]] = {}
+        tokens, reported_at = 0, time.monotonic()
+        try:
+            for i, (prompt, sampling) in enumerate(zip(prompts, parameters, strict=True)):
+                self._llm.add_request(str(i), tokens_input(prompt), sampling)
+            while self._llm.has_unfinished_requests():
+                for result in self._llm.step():
+                    outputs[int(result.request_id)] = (
+                        list(result.outputs[0].token_ids),
+                        result.outputs[0].finish_reason,
+                    )
+                    tokens += len(result.outputs[0].token_ids)
+                if on_progress and time.monotonic() - reported_at >= PROGRESS_INTERVAL_S:
+                    on_progress(tokens + self._unfinished_tokens(), len(outputs))
+                    reported_at = time.monotonic()
+        except BaseException:
+            self._llm.abort_request([str(i) for i in range(len(prompts)) if i not in outputs])
+            raise
+        if on_progress:
+            on_progress(tokens, len(outputs))
+        return [outputs[i] for i in range(len(prompts))]
+
+    def _unfinished_tokens(self) -> int:
+        states = self._llm.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
+
+    def _completion(
+        self, request: Request, prompt: list[int], rule: BudgetRule | None, output: tuple[list[int], str]
+    ) -> Completion:
+        tokens, finish_reason = output
+        assert finish_reason in ("stop", "length"), finish_reason
+        written = tokens[:-1] if finish_reason == "stop" else tokens
+        thinking = thinking_length(prompt, written, self._think, self._end)
+        ended = thinking < len(written) and written[thinking] == self._end
+        marks = 0  # </think> and the forced cue: neither thinking nor answer
+        waits = 0
+        if ended:
+            marks = len(rule.cue) if rule is not None and thinking == rule.max else 1
+        if rule is not None:
+            state = BudgetState(rule, tokens)
+            state.next()
+            waits = state.waits
+        return Completion(
+            key=request.key,
+            text=self._tokenizer.decode(written, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            prompt_tokens=len(prompt),
+            thinking_tokens=thinking,
+            answer_tokens=max(0, len(written) - thinking - marks),
+            output_tokens=len(tokens),
+            finish_reason=finish_reason,
+            forced_waits=waits,
+            looped=finish_reason == "length" and is_looped(tokens),
+        )
+
+
+def checkpoint_shapes(model_path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a safetensors checkpoint, from the files' headers.
+
+    Raises: ValueError if the folder holds none.
+    """
+    files = sorted(model_path.glob("*.safetensors"))
+    if not (model_path / "config.json").is_file() or not files:
+        raise ValueError(
+            f"{model_path}: rule: a local folder with config.json and *.safetensors; remedy: download the model first, or name an "
+            "embedded one"
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def _checked(
+    weights: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass on `weights`; vLLM itself would keep the old tensor where a name is missing, and say so in a warning only."""
+    missing = set(shapes)
+    for name, tensor in weights:
+        if name not in shapes:
+            if name == "lm_head.weight":  # a tied head that the checkpoint does not repeat
+                continue
+            raise ValueError(f"weight {name!r}: rule: a name of the checkpoint, which has {len(shapes)} others")
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"weight {name!r} has shape {tuple(tensor.shape)}: rule: the checkpoint's, {shapes[name]}")
+        missing.discard(name)
+        yield name, tensor
+    if missing:
+        raise ValueError(f"weights {sorted(missing)} are missing: rule: a swap brings every tensor of the checkpoint")
+
+
+def _stop_tokens(model_path: Path, tokenizer: Any) -> tuple[int, ...]:
+    """End-of-sequence tokens: the tokenizer's and those of generation_config.json."""
+    stops = {tokenizer.eos_token_id} - {None}
+    file = model_path / "generation_config.json"
+    listed = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return tuple(sorted(stops | set(listed if isinstance(listed, list) else [] if listed is None else [listed])))
+
+
+def _start_vllm(model_path: Path, settings: EngineSettings) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from suite.engine.processor import ThinkingBudgetProcessor
+
+    _register_model_class(model_path)
+    arguments = engine_arguments(model_path, settings)
+    return LLMEngine.from_engine_args(EngineArgs(**arguments, logits_processors=[ThinkingBudgetProcessor]))
+
+
+def _register_model_class(model_path: Path) -> None:
+    """Import the model's class here. vLLM would start a process that imports everything again to inspect it."""
+    from vllm import ModelRegistry
+
+    for architecture in json.loads((model_path / "config.json").read_text()).get("architectures", []):
+        registered = ModelRegistry.models.get(architecture)
+        if registered is not None and hasattr(registered, "load_model_cls"):
+            ModelRegistry.register_model(architecture, registered.load_model_cls())

@@ -1,0 +1,170 @@
+"""The engine processes behind `pool`: one loader that starts vLLM once, and workers forked from it.
+
+    python -m suite.engine.worker CONTROL_FD PARENT_PID
+
+Importing vLLM takes most of an engine's start and nearly all of its memory. The loader pays for both once; a worker is a fork of
+it that shares the pages, is there within milliseconds, and so is its replacement if it dies. On CPU the loader also starts
+the engine before it forks. A CUDA context does not survive a fork: there, each worker starts its own engine.
+
+Every process dies with its parent, even if that is killed: the kernel sees to it (PR_SET_PDEATHSIG), and so does the end of the
+pipe. Messages are pickles of plain data; the loader's go over a packet socket that can carry the workers' file descriptors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from suite.engine import Request
+    from suite.engine.engine import Engine
+    from suite.engine.settings import EngineSettings
+
+PACKET_BYTES = 2**16
+# transformers' assisted generation imports them if they are installed. vLLM does not use it, and they take a fifth of the start.
+NOT_NEEDED = ("sklearn", "scipy")
+
+
+def main(control_fd: int, parent: int) -> None:
+    """The loader: start the engine, then fork a worker whenever the pool asks for one, until the pool is gone."""
+    control = socket.socket(fileno=control_fd)
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides what it means
+    model_path, settings = pickle.loads(control.recv(PACKET_BYTES))
+    try:
+        engine = _load(model_path, settings)
+    except Exception as error:
+        control.send(pickle.dumps(("failed", *described(error))))
+        return
+    gc.collect()
+    gc.freeze()  # the collector would otherwise write to, and so copy, the pages that workers share
+    control.send(pickle.dumps(("ready", memory_gib())))
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, PACKET_BYTES, 1)
+        if not packet:
+            os._exit(0)
+        command, argument = pickle.loads(packet)
+        if command == "reap":
+            control.send(pickle.dumps(os.waitpid(argument, 0)[1]))
+            continue
+        loader, pid = os.getpid(), os.fork()
+        if pid == 0:
+            control.close()
+            _work(Connection(descriptors[0]), loader, engine, model_path, settings)
+        os.close(descriptors[0])
+        control.send(pickle.dumps(pid))
+
+
+def _load(model_path: str, settings: EngineSettings) -> Engine | None:
+    for name in NOT_NEEDED:
+        sys.modules[name] = None  # type: ignore[assignment]  # documented: makes its import fail
+    import suite.modeling  # noqa: F401  (workers need it: import it before they are forked)
+
+    if settings.device != "cpu":
+        import vllm.v1.engine.llm_engine  # noqa: F401
+
+        return None
+    from suite.engine.engine import Engine
+
+    return Engine(model_path, settings)
+
+
+def _work(jobs: Connection, loader: int, engine: Engine | None, model_path: str, settings: EngineSettings) -> NoReturn:
+    """One worker: take jobs until the pool is gone, or until the engine is of no use any more."""
+    status = 1
+    try:
+        die_with(loader)
+        if engine is None:
+            engine = _build(jobs, model_path, settings)
+        jobs.send(("ready", memory_gib()))
+        held = None
+        while True:
+            number, variant_dir, variant, requests = jobs.recv()
+            try:
+                result = _run(jobs, number, engine, None if variant == held else (variant_dir,), requests)
+                held = variant
+                jobs.send(("done", number, result))
+            except Exception as error:
+                held = None
+                jobs.send(("error", number, described(error)))
+                if not engine.usable:
+                    break
+    except (EOFError, BrokenPipeError):
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # vLLM's own shutdown would wait for threads that only the loader has
+
+
+def _build(jobs: Connection, model_path: str, settings: EngineSettings) -> Engine:
+    from suite.engine.engine import Engine
+
+    try:
+        return Engine(model_path, settings)
+    except Exception as error:
+        jobs.send(("failed", *described(error)))
+        raise
+
+
+def _run(
+    jobs: Connection, number: int, engine: Engine, swap_to: tuple[Path | None] | None, requests: list[Request]
+) -> dict[str, Any]:
+    started = time.monotonic()
+    if swap_to is not None:
+        _swap(engine, swap_to[0])
+    swapped = time.monotonic()
+    completions = engine.generate(
+        requests, on_progress=lambda tokens, finished: jobs.send(("progress", number, tokens, finished))
+    )
+    return {
+        "completions": completions,
+        "swap_s": swapped - started,
+        "generate_s": time.monotonic() - swapped,
+        "memory_gib": memory_gib(),
+    }
+
+
+def _swap(engine: Engine, variant_dir: Path | None) -> None:
+    if variant_dir is None:
+        return engine.swap()
+    from suite.modeling import QuantizedModel
+
+    model = QuantizedModel.load(variant_dir)
+    return engine.swap(model.state_dict(), [*model.linear_operators.values(), *model.attention_operators.values()])
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(0)
+
+
+def memory_gib() -> float:
+    """Memory of this process; pages shared with others count in equal parts (PSS), so that processes can be added up."""
+    with open("/proc/self/smaps_rollup") as file:
+        kib = next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+    return kib / 2**20
+
+
+def described(error: Exception) -> tuple[bool, str, str]:
+    """(whether it is a ValueError, its message, its traceback): what another process needs to raise it again."""
+    text = "".join(traceback.format_exception(error))
+    return isinstance(error, ValueError), str(error) or type(error).__name__, text[-PACKET_BYTES // 4 :]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
