@@ -83,6 +83,13 @@ class Store:
                 self._quarantine(path, faults)
         return None
 
+    def all(self, stage: str, prefix: str) -> list[Artifact]:
+        """Every artifact of a stage whose folder name starts with `prefix`, verified as `open` does."""
+        folders = sorted(p for p in (self.root / stage).glob("*") if p.name.startswith(prefix))
+        held = (_read_manifest(folder) for folder in folders)
+        opened = [self.open(stage, artifact.fingerprint) for artifact in held if artifact is not None]
+        return [artifact for artifact in opened if artifact is not None]
+
     @contextlib.contextmanager
     def lock(self, stage: str, fingerprint: str, wait: bool = True) -> Iterator[bool]:
         """Hold the one lock of this artifact. Yields False, without it, if `wait` is off and another holds it."""

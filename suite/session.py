@@ -1,0 +1,114 @@
+"""One `suite run`: from a plan to the registry, the mirror, the report and the table. Ties the parts together."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from suite import records, registry, report, statistics, tracking
+from suite.plan import Cell, Plan
+from suite.progress import Progress
+from suite.runner import Failure, Run, execute
+from suite.store import Store
+
+
+def run_and_record(plan: Plan, root: Path, workers: int | None = None) -> bool:
+    """Run what is not stored, record every cell, mirror and report. True if no cell failed."""
+    console = Console()
+    with Progress(console) as progress:
+        store = Store(root / "runs", warn=progress.note)
+        run = Run(plan, store, progress, workers)
+        recorder = Recorder(plan, store, root)
+        run.on_variant = lambda: recorder.record(run.failures)
+        try:
+            execute(run)
+        finally:  # also when interrupted: what is finished is in the registry
+            cells = recorder.record(run.failures)
+    written = write_report(plan, root, store)
+    mirror(plan, root, store, cells, console)
+    console.print(report.console_table(cells))
+    console.print(f"report    {written[1]}\nregistry  {registry.path(root, plan.spec.name)}", highlight=False)
+    console.print("MLflow    python -m suite ui", highlight=False)
+    return not (cells["status"] == "failed").any()
+
+
+class Recorder:
+    """Writes the registry's rows of a plan from the store: a cell's samples, and those of its model's BF16."""
+
+    def __init__(self, plan: Plan, store: Store, root: Path) -> None:
+        self.plan, self.store, self.root = plan, store, root
+        self.samples = _Samples(store)
+        self.rows: dict[tuple[str, bool], dict[str, object]] = {}  # a row does not change but with its baseline
+
+    def record(self, failures: Mapping[str, Failure]) -> pd.DataFrame:
+        """Write the row of every cell that is stored or has failed; returns those rows."""
+        rows = [row for cell in self.plan.cells if (row := self._row(cell, failures)) is not None]
+        cells = records.cell_table(rows)
+        if rows:
+            registry.update(self.root, self.plan.spec.name, cells, keep=[c.fingerprint for c in self.plan.cells])
+        return cells
+
+    def _row(self, cell: Cell, failures: Mapping[str, Failure]) -> dict[str, object] | None:
+        axes = records.cell_axes(cell, self.plan.spec.name, cell.num_samples)
+        artifact = self.store.find("score", cell.fingerprint)
+        if artifact is None:
+            failure = failures.get(cell.fingerprint)
+            return None if failure is None else records.failed_record(axes, failure.stage, failure.message)
+        baseline = _baseline(self.plan, cell)
+        paired = baseline is not None and self.store.find("score", baseline.fingerprint) is not None
+        key = (cell.fingerprint, paired)
+        if key not in self.rows:
+            bf16 = self.samples(baseline.fingerprint) if paired and baseline is not None else None
+            samples = self.samples(cell.fingerprint)
+            assert samples is not None, f"{artifact.path} was there a moment ago"
+            self.rows[key] = statistics.cell_record(axes, samples, bf16, **artifact.measured)
+        return self.rows[key]
+
+
+def write_report(plan: Plan, root: Path, store: Store | None = None) -> tuple[Path, Path]:
+    """`reports/<spec>.md` and `.html` from the registry and the stored samples."""
+    cells = registry.load(root, plan.spec.name)
+    reference = registry.reference(root)
+    return report.write(root, plan.spec, cells, _Samples(store or Store(root / "runs")), reference)
+
+
+def mirror(plan: Plan, root: Path, store: Store, cells: pd.DataFrame, console: Console) -> None:
+    """Bring MLflow up to date with the registry; whatever is wrong with it costs a warning."""
+    done = tracking.sync(
+        root, cells, _Samples(store).path, plan.spec.path.read_text(), experiment=plan.spec.name, uri=None
+    )
+    if done.warning:
+        console.print(f"warning: {done.warning}", highlight=False, markup=False)
+
+
+class _Samples:
+    """Samples of a stored cell, by its fingerprint."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def path(self, fingerprint: str) -> Path | None:
+        """Where they lie."""
+        artifact = self.store.find("score", fingerprint)
+        return None if artifact is None else artifact.path / "samples.parquet"
+
+    def __call__(self, fingerprint: str) -> pd.DataFrame | None:
+        path = self.path(fingerprint)
+        return None if path is None else records.read_samples(path)
+
+
+def _baseline(plan: Plan, cell: Cell) -> Cell | None:
+    """The cell of the same model's BF16 that answers the same questions under the same budget; None for BF16 itself."""
+    if cell.variant.is_baseline:
+        return None
+    return next(
+        (
+            other
+            for other in plan.cells
+            if other.variant.is_baseline
+            and (other.variant.model, other.benchmark, other.budget)
+            == (cell.variant.model, cell.benchmark, cell.budget)
+        ),
+        None,
+    )
