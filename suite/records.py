@@ -109,24 +109,11 @@ DECIMALS = {
 P_VALUE_DIGITS = 3
 MAX_MESSAGE_CHARS = 1000
 VERDICT = r"|lossless|fair|risky|no baseline|not resolved, needs (about|more than) [\d,]+ samples"
-_SORT_KEY = (
-    "model",
-    "method",
-    "weight_bits",
-    "activation_bits",
-    "kv_bits",
-    "precision",
-    "params",
-    "calibration_source",
-    "calibration_num_samples",
-    "calibration_seq_len",
-    "benchmark",
-    "thinking_min",
-    "thinking_max",
-    "num_samples",
-    "paper",
-    "fingerprint",
-)
+_SORT_KEY = [
+    *("model", "method", "weight_bits", "activation_bits", "kv_bits", "precision", "params"),
+    *("calibration_source", "calibration_num_samples", "calibration_seq_len"),
+    *("benchmark", "thinking_min", "thinking_max", "num_samples", "paper", "fingerprint"),
+]
 
 
 @cache
@@ -251,7 +238,12 @@ def cell_table(rows: Rows) -> pd.DataFrame:
 
     Raises: ValueError naming column, rule and value of every breach.
     """
-    return _checked(_sorted(_rounded(_typed(rows, CELL_TYPES, "cell"))), cell_schema(), "cells")
+    return _checked(_sorted(_rounded(typed_cells(rows))), cell_schema(), "cells")
+
+
+def typed_cells(rows: Rows) -> pd.DataFrame:
+    """Rows with the columns and types of cells, nothing else checked."""
+    return _typed(rows, CELL_TYPES, "cell")
 
 
 def write_samples(path: Path, samples: Rows) -> None:
@@ -269,10 +261,11 @@ def read_samples(path: Path) -> pd.DataFrame:
     return _checked(_typed(table, SAMPLE_TYPES, "sample"), sample_schema(), str(path))
 
 
-def write_cells(path: Path, cells: Rows) -> None:
-    """Write cells as csv, whole or not at all. Raises: ValueError if it breaks the schema."""
-    checked = _checked(_sorted(_rounded(_typed(cells, CELL_TYPES, "cell"))), cell_schema(), str(path))
+def write_cells(path: Path, cells: Rows) -> pd.DataFrame:
+    """Write cells as csv, whole or not at all; returns them as written. Raises: ValueError if they break the schema."""
+    checked = _checked(_sorted(_rounded(typed_cells(cells))), cell_schema(), str(path))
     _write_atomically(path, lambda partial: checked.to_csv(partial, index=False, lineterminator="\n"))
+    return checked
 
 
 def read_cells(path: Path) -> pd.DataFrame:
@@ -280,7 +273,7 @@ def read_cells(path: Path) -> pd.DataFrame:
     try:
         # Empty fields are nulls in columns of numbers and "" in columns of text; a model may well be called "NA".
         table = pd.read_csv(path, dtype="str", keep_default_na=False)
-        return _checked(_typed(table, CELL_TYPES, "cell"), cell_schema(), str(path))
+        return _checked(typed_cells(table), cell_schema(), str(path))
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -356,7 +349,7 @@ def _sorted(cells: pd.DataFrame) -> pd.DataFrame:
             return column.map(lambda method: "" if method == "bf16" else method)
         return -column if str(column.name).endswith("_bits") else column
 
-    return cells.sort_values(list(_SORT_KEY), key=key, kind="stable", na_position="first", ignore_index=True)
+    return cells.sort_values(_SORT_KEY, key=key, kind="stable", na_position="first", ignore_index=True)
 
 
 def _checked(table: pd.DataFrame, schema: pa.DataFrameSchema, where: str) -> pd.DataFrame:

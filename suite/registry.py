@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from suite.records import CELL_COLUMNS, cell_table, read_cells, write_cells
+from suite.records import CELL_COLUMNS, read_cells, typed_cells, write_cells
 
 RESULTS = Path("registry/results")
 REFERENCE = Path("registry/reference")
@@ -40,13 +40,12 @@ def update(
 
     Raises: ValueError if a row breaks the schema, or if the file there is no table of cells; nothing is written then.
     """
-    fresh = cell_table(rows)
+    fresh = typed_cells(rows)
     file = path(root, spec)
     file.parent.mkdir(parents=True, exist_ok=True)
     with _locked(file.parent):
-        merged = _merge(read_cells(file) if file.exists() else fresh.head(0), fresh, keep)
-        write_cells(file, merged)
-    return merged
+        stored = read_cells(file) if file.exists() else fresh.head(0)
+        return write_cells(file, _merge(stored, fresh, keep))
 
 
 def _merge(stored: pd.DataFrame, fresh: pd.DataFrame, keep: Collection[str] | None) -> pd.DataFrame:
@@ -55,7 +54,7 @@ def _merge(stored: pd.DataFrame, fresh: pd.DataFrame, keep: Collection[str] | No
     measured = stored.loc[stored["status"] == "done", "fingerprint"]
     fresh = fresh[(fresh["status"] == "done") | ~fresh["fingerprint"].isin(measured)]
     rest = stored[~stored["fingerprint"].isin(fresh["fingerprint"])]
-    return cell_table(pd.concat([rest, fresh]))
+    return pd.concat([rest, fresh])
 
 
 def load(root: Path, spec: str | None = None, include_reference: bool = False) -> pd.DataFrame:
@@ -78,7 +77,7 @@ def reference(root: Path) -> pd.DataFrame:
 
 def _joined(files: Iterable[Path]) -> pd.DataFrame:
     tables = [read_cells(file) for file in files]
-    return pd.concat(tables, ignore_index=True) if tables else cell_table([])
+    return pd.concat(tables, ignore_index=True) if tables else typed_cells([])
 
 
 def specs(root: Path) -> list[str]:
