@@ -18,6 +18,7 @@ from suite.identity import fingerprint, model_files, model_identity
 from suite.spec import BenchmarkRef, Bf16Params, Budget, Generation, MethodParams, ModelRef, Spec, local_path
 
 GIB = 2**30
+THROUGHPUT = "throughput.json"  # in the store: tokens/s by model fingerprint, written by runs
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def to_do(plan: Plan, store: StoreLike) -> tuple[list[Variant], list[Cell]]:
 def read_throughput(root: Path) -> dict[str, float]:
     """Tokens/s measured earlier per model fingerprint; empty if none was, or the file cannot be read."""
     try:
-        raw = json.loads((Path(root) / "throughput.json").read_text())
+        raw = json.loads((Path(root) / THROUGHPUT).read_text())
         return {key: float(value) for key, value in raw.items() if float(value) > 0}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from suite.spec.errors import RuleError, nearest
@@ -188,7 +187,11 @@ def _left_out(parts: Parts, model: ModelRef, method: MethodParams, benchmark: Be
 
 def _against_config(model: Placed[ModelRef], parts: Parts, report: Report) -> None:
     """What a local model's config.json tells: its context length, and the widths that a group must divide."""
-    config = _config(model.value)
+    try:
+        config = _config(model.value)
+    except ValueError as error:
+        report(model.at("id"), f"config.json cannot be read: {error}", "write the model anew", model.value.id)
+        return
     context = config.get("max_position_embeddings")
     if isinstance(context, int) and parts.generation is not None and parts.generation.max_tokens >= context:
         rule = f"{model.value.id} has a context of {context} tokens, prompt included"
@@ -205,11 +208,14 @@ def _against_config(model: Placed[ModelRef], parts: Parts, report: Report) -> No
 
 
 def _config(ref: ModelRef) -> dict[str, Any]:
-    try:
-        where = local_path(ref)
-        return {} if where is None else json.loads((Path(where) / "config.json").read_text())
-    except (OSError, ValueError):  # said elsewhere: `_models` reports a model that cannot be read
+    """A model's config.json, empty for a Hub model. Raises: ValueError if there is none that can be read."""
+    where = local_path(ref)
+    if where is None:
         return {}
+    config = json.loads((where / "config.json").read_text())
+    if not isinstance(config, dict):
+        raise ValueError("it holds no table")
+    return config
 
 
 def _input_widths(config: dict[str, Any]) -> dict[str, int]:

@@ -4,10 +4,12 @@ The first comment of the file is the question it answers. Keys are singular tabl
 [[benchmark]], [generation], [[exclude]], [paper]. A list where one value is declared is a sweep (see `sweep.py`).
 """
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +17,12 @@ from pydantic import BaseModel, ValidationError
 
 from suite.spec import checks, sweep
 from suite.spec.errors import Problem, RuleError, SpecError, nearest, toml_text
+from suite.spec.explain import MISSING, dotted, explain, key_path_of, lookup
 from suite.spec.matrix import BenchmarkRef, Exclude, Generation, ModelRef, PaperRef, Spec
-from suite.spec.methods import METHODS, MethodParams
+from suite.spec.methods import METHODS, Bf16Params, MethodParams
 from suite.spec.precision import FORM, Precision
 
 Model = TypeVar("Model", bound=BaseModel)
-MISSING = object()
 TABLES = {"model": ModelRef, "method": MethodParams, "benchmark": BenchmarkRef, "exclude": Exclude}  # [[...]]
 TOP_LEVEL = ("name", "seeds", *TABLES, "generation", "paper")
 BARE_KEYS = {"models": "model", "methods": "method", "benchmarks": "benchmark", "excludes": "exclude"}
@@ -62,25 +64,32 @@ class _Reader:
         """The spec, or None if there are problems."""
         self._top_level(raw)
         question = self._question(text)
-        head: dict[str, Any] = {"question": question, "path": path, "models": (), "methods": (), "benchmarks": ()}
-        values: dict[str, Any] = {key: raw[key] for key in ("name", "seeds") if key in raw}
-        self._validate_head(values)
+        head: dict[str, Any] = {key: raw[key] for key in ("name", "seeds") if key in raw}
+        self._validate_head(head)
         parts = checks.Parts(
-            models=self._tables(raw, "model", self._model),
+            models=self._tables(raw, "model", partial(self._plain, ModelRef)),
             methods=self._tables(raw, "method", self._method),
-            benchmarks=self._tables(raw, "benchmark", self._benchmark),
-            excludes=self._tables(raw, "exclude", self._exclude),
+            benchmarks=self._tables(raw, "benchmark", partial(self._plain, BenchmarkRef)),
+            excludes=self._tables(raw, "exclude", partial(self._swept, Exclude)),
             generation=self._single(raw, "generation", Generation) if "generation" in raw else Generation(),
             num_seeds=len(raw["seeds"]) if isinstance(raw.get("seeds"), list) else 1,
         )
         paper = self._single(raw, "paper", PaperRef)
         checks.check(parts, self._also, complete=self._all_tables_read())
         self._sort(raw)
-        if self.problems:
+        if self.problems or parts.generation is None:
             return None
-        head |= {"models": _values(parts.models), "methods": _values(parts.methods)}
-        head |= {"benchmarks": _values(parts.benchmarks), "excludes": _values(parts.excludes)}
-        return Spec(**{**head, **_tuples(values), "generation": parts.generation, "paper": paper})
+        return Spec(
+            **_tuples(head),
+            question=question,
+            models=_values(parts.models),
+            methods=_values(parts.methods),
+            benchmarks=_values(parts.benchmarks),
+            generation=parts.generation,
+            excludes=_values(parts.excludes),
+            paper=paper,
+            path=path,
+        )
 
     def _all_tables_read(self) -> bool:
         """Whether every variant and benchmark is known, so that it can be said that an exclude matches none."""
@@ -116,9 +125,9 @@ class _Reader:
     def _validate_head(self, values: dict[str, Any]) -> None:
         """Check `name` and `seeds` by the rules of Spec itself, with a matrix that is not looked at."""
         try:
-            Spec.model_validate({**_tuples(values), "question": "?", "path": Path(), **_PLACEHOLDERS})
+            Spec.model_validate({**_tuples(values), **_PLACEHOLDERS})
         except ValidationError as error:
-            self._report(error, Spec, values, lambda location: _dotted("", location))
+            self._report(error, Spec, values, lambda location: dotted("", location))
 
     def _tables(self, raw: dict[str, Any], key: str, read: Any) -> list[checks.Placed[Any]]:
         """Every [[key]] table that can be read, each value with its key path."""
@@ -131,15 +140,6 @@ class _Reader:
         if not tables and key != "exclude" and not misspelled:
             self.problem(key, f"a spec needs at least one {key}", f"add a [[{key}]] table with {_FIRST_KEY[key]}")
         return [placed for i, table in enumerate(tables) for placed in read(table, f"{key}[{i}]")]
-
-    def _model(self, table: dict[str, Any], path: str) -> list[checks.Placed[ModelRef]]:
-        return self._place(self._plain(ModelRef, table, path), path)
-
-    def _benchmark(self, table: dict[str, Any], path: str) -> list[checks.Placed[BenchmarkRef]]:
-        return self._place(self._plain(BenchmarkRef, table, path), path)
-
-    def _exclude(self, table: dict[str, Any], path: str) -> list[checks.Placed[Exclude]]:
-        return self._swept(Exclude, table, path)
 
     def _method(self, table: dict[str, Any], path: str) -> list[checks.Placed[MethodParams]]:
         name = table.get("name", MISSING)
@@ -159,7 +159,7 @@ class _Reader:
         precisions = self._precisions(table.get("precisions", default), f"{path}.precisions")
         if precisions.points:
             return self._swept(cls, body, path, precisions)
-        self._swept(cls, body, path, self._precisions(default, path))  # for what is wrong with the other keys
+        self._swept(cls, body, path, self._precisions(default, path))  # says what is wrong with the other keys
         return []
 
     def _precisions(self, value: Any, path: str) -> sweep.Axis:
@@ -217,24 +217,18 @@ class _Reader:
         if not isinstance(raw[key], dict):
             self.problem(key, "must be a table", f"write [{key}] with single brackets", raw[key])
             return None
-        return self._plain(cls, raw[key], key)
+        return next((placed.value for placed in self._plain(cls, raw[key], key)), None)
 
-    def _plain(self, cls: type[Model], table: dict[str, Any], path: str) -> Model | None:
-        """A table without sweeps. Where keys are wrong, the rest still goes on to the rules across tables."""
+    def _plain(self, cls: type[Model], table: dict[str, Any], path: str) -> list[checks.Placed[Model]]:
+        """A table without sweeps. Where keys are wrong, the others still go on to the rules across tables."""
         value = self._validate(cls, table, path, {})
-        if value is not None:
-            return value
-        paths = [
-            each.key_path.removeprefix(f"{path}.") for each in self.problems if each.key_path.startswith(f"{path}.")
-        ]
-        wrong = {re.split(r"[.\[]", each)[0] for each in paths}
-        try:
-            return cls.model_validate(_tuples({key: each for key, each in table.items() if key not in wrong}))
-        except ValidationError:
-            return None
-
-    def _place(self, value: Any, path: str) -> list[checks.Placed[Any]]:
-        return [] if value is None else [checks.Placed(value, path, {})]
+        if value is None:
+            below = [each.key_path[len(path) + 1 :] for each in self.problems if each.key_path.startswith(f"{path}.")]
+            wrong = {re.split(r"[.\[]", each)[0] for each in below}
+            rest = {key: each for key, each in table.items() if key not in wrong}
+            with contextlib.suppress(ValidationError):
+                value = cls.model_validate(_tuples(rest))
+        return [] if value is None else [checks.Placed(value, path)]
 
     def _validate(
         self, cls: type[Model], values: dict[str, Any], path: str, origin: dict[sweep.Location, str]
@@ -242,16 +236,16 @@ class _Reader:
         try:
             return cls.model_validate(_tuples(values))
         except ValidationError as error:
-            self._report(error, cls, values, lambda location: _key_path(location, path, origin))
+            self._report(error, cls, values, lambda location: key_path_of(location, path, origin))
             return None
 
     def _report(self, error: ValidationError, cls: type[BaseModel], values: Any, key_path: Any) -> None:
         for detail in error.errors(include_url=False):
             location = tuple(detail["loc"])
-            rule, hint, key = _explain(detail, cls)
+            rule, hint, key = explain(detail, cls)
             if key:
                 location = (*location, key)
-            value = MISSING if detail["type"] == "missing" else _lookup(values, location)
+            value = MISSING if detail["type"] == "missing" else lookup(values, location)
             if detail["type"] == "too_short" and value:
                 continue  # its elements are wrong, and pydantic counts none of them
             if isinstance(value, list) and not hint:
@@ -261,8 +255,10 @@ class _Reader:
 
 _FIRST_KEY = {"model": "an id", "method": "a name", "benchmark": "a name"}
 _PLACEHOLDERS: dict[str, Any] = {
+    "question": "?",
+    "path": Path(),
     "models": (ModelRef(id="?"),),
-    "methods": (METHODS["bf16"].model_validate({}),),
+    "methods": (Bf16Params(),),
     "benchmarks": (BenchmarkRef(name="?"),),
 }
 
@@ -273,7 +269,7 @@ def _values(placed: Sequence[checks.Placed[Model]]) -> tuple[Model, ...]:
 
 def _read_text(path: Path, reader: _Reader) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reader.problem(f"byte {error.start}", "a spec is UTF-8 text", "save the file as UTF-8")
     except OSError as error:
@@ -315,87 +311,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(each) for key, each in value.items()}
     return value
-
-
-def _dotted(path: str, location: sweep.Location) -> str:
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
-
-
-def _key_path(location: sweep.Location, path: str, origin: dict[sweep.Location, str]) -> str:
-    """Where in the file a location of a validated table comes from: the longest known prefix, and the rest."""
-    for length in range(len(location), 0, -1):
-        if location[:length] in origin:
-            return _dotted(origin[location[:length]], location[length:])
-    return _dotted(path, location)
-
-
-def _lookup(values: Any, location: sweep.Location) -> Any:
-    for part in location:
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            return MISSING
-    return str(values) if isinstance(values, Precision) else values
-
-
-_RULES = {
-    "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "tuple_type": "must be a list",
-    "model_type": "must be a table",
-    "model_attributes_type": "must be a table",
-    "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
-    "greater_than_equal": "must be at least {ge}",
-    "greater_than": "must be above {gt}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be one of {expected}",
-}
-_MISSING_HINTS = {
-    "reason": "say why these cells are left out: it stands in the report",
-    "name": 'add name = "..."',
-    "id": 'add id = "...": an embedded model, a folder, or a Hub id',
-    "source": 'add source = "...": where the calibration text is from',
-    "table": 'add table = "Table 1": the published table',
-    "seq_len": "add seq_len = 2048: tokens per window",
-    "num_samples": "add num_samples = 128: windows",
-}
-_HINTS = {
-    "model_type": "write { key = value }",
-    "tuple_type": "put it in [ ]",
-    "too_short": "give a value, or leave the key out",
-    "string_too_short": "give a value, or leave the key out",
-}
-
-
-def _explain(detail: Any, cls: type[BaseModel]) -> tuple[str, str, str]:
-    """Rule, hint, and the key below the location, of one pydantic error."""
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "value_error" and isinstance(context.get("error"), RuleError):
-        return context["error"].rule, context["error"].hint, context["error"].key
-    if kind == "extra_forbidden":
-        return "unknown key", nearest(str(detail["loc"][-1]), _known_keys(cls, detail["loc"][:-1]), quote=False), ""
-    if kind == "missing":
-        return "required key is missing", _MISSING_HINTS.get(str(detail["loc"][-1]), ""), ""
-    if kind in _RULES:
-        numbers = {key: f"{each:g}" if isinstance(each, float) else each for key, each in context.items()}
-        return _RULES[kind].format(**numbers).replace("'", '"'), _HINTS.get(kind, ""), ""
-    return detail["msg"], "", ""
-
-
-def _known_keys(cls: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] | None = cls
-    for part in location:
-        model = sweep.declared(model, part)[0] if isinstance(part, str) else model
-    if model is None:
-        return []
-    names = set(model.model_fields)
-    if issubclass(model, MethodParams):
-        names = names - {"precision"} | {"precisions"}
-        names -= set() if model.calibrated else {"calibration"}
-    return sorted(names)

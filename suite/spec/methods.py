@@ -5,6 +5,7 @@ settings of its paper: every field but `precision` has that default, and `defaul
 given. What the class cannot do (a precision, a pair of options) it refuses in a validator, before anything runs.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -81,11 +82,15 @@ class MethodParams(BaseModel):
             raise RuleError("names a model twice", "keep each once")
         return models
 
-    @field_validator("calibration")
+    @field_validator("calibration", mode="before")
     @classmethod
-    def _calibrates(cls, calibration: Calibration | None) -> Calibration | None:
+    def _completed(cls, calibration: Any) -> Any:
+        """What a calibration table leaves unsaid has the paper's default."""
         if calibration is not None and not cls.calibrated:
             raise RuleError("this method looks at no data", "remove the key")
+        default = cls.model_fields["calibration"].default
+        if isinstance(calibration, Mapping) and isinstance(default, Calibration):
+            return {**dict(default), **calibration}
         return calibration
 
 

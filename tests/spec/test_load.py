@@ -1,10 +1,12 @@
 """Right specs: what their tables become."""
 
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 
-from suite.spec import METHODS, Bf16Params, Budget, RtnParams, Spec, load
+from suite.plan import make_plan, make_variant
+from suite.spec import METHODS, Bf16Params, Budget, ModelRef, RtnParams, Spec, SpecError, load
 from suite.spec.methods import Calibration, MethodParams
 
 from .folders import RIGHT, write_model
@@ -90,25 +92,77 @@ def test_one_method_for_two_models_with_other_parameters(loaded) -> None:
     ]
 
 
-def test_nested_tables_sweep() -> None:
-    """A list inside a nested table expands the table around it, and each value knows its place in the file."""
-    from suite.spec import sweep
+class SmoothParams(MethodParams):
+    """A method with calibration and parameters of several kinds, as later ones have."""
 
-    class Swept(MethodParams):
-        """A method with calibration, as later ones have."""
+    default_precisions: ClassVar[tuple[str, ...]] = ("W8A8KV8",)
+    calibrated: ClassVar[bool] = True
 
-        calibrated = True
-        calibration: Calibration | None = Calibration(source="pile", num_samples=128, seq_len=512)
+    name: Literal["smooth"] = "smooth"
+    alpha: float = 0.85
+    weights: Literal["gptq", "rtn"] = "gptq"
+    act_order: bool = False
+    calibration: Calibration | None = Calibration(source="pile", num_samples=128, seq_len=512)
 
-    table = {"calibration": {"source": ["pile", "wikitext2"], "num_samples": 8, "seq_len": [512, 1024]}}
-    expanded = sweep.expand(sweep.axes(table, Swept, "method[0]"))
-    assert [tuple(e.values["calibration"].values()) for e in expanded] == [
-        ("pile", 8, 512),
-        ("pile", 8, 1024),
-        ("wikitext2", 8, 512),
-        ("wikitext2", 8, 1024),
-    ]
-    assert expanded[3].origin["calibration", "seq_len"] == "method[0].calibration.seq_len[1]"
+
+@pytest.fixture
+def with_smooth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METHODS has that method: one class is all that a spec needs."""
+    monkeypatch.setitem(METHODS, "smooth", SmoothParams)
+
+
+@pytest.mark.usefixtures("with_smooth")
+def test_calibration_sweeps_and_keeps_the_rest(loaded) -> None:
+    """Sweeps reach into nested tables, and what a calibration leaves unsaid has the method's default."""
+    spec = loaded(
+        'name = "rtn"\nprecisions = ["W4A16KV16-g128"]',
+        'name = "smooth"\nalpha = [0.5, 0.85]\ncalibration = { source = ["pile", "wikitext2"], seq_len = [512, 4096] }',
+    )
+    found = [(m.alpha, str(m.calibration)) for m in spec.methods if isinstance(m, SmoothParams)]
+    of_each = ["pile 128x512", "pile 128x4096", "wikitext2 128x512", "wikitext2 128x4096"]
+    assert found == [(alpha, calibration) for alpha in (0.5, 0.85) for calibration in of_each]
+    assert len(set(make_plan(spec).cells)) == 9
+
+
+@pytest.mark.usefixtures("with_smooth")
+def test_labels_and_names_say_what_is_not_default(loaded) -> None:
+    """A label holds the method's own parameters, a variant's name the calibration as well."""
+    spec = loaded(
+        'name = "rtn"\nprecisions = ["W4A16KV16-g128"]',
+        'name = "smooth"\nalpha = 0.5\nact_order = true\ncalibration = { seq_len = 4096 }',
+    )
+    assert spec.methods[0].label() == "alpha=0.5 act_order"
+    assert make_plan(spec).variants[1].name == "model-smooth-W8A8KV8-alpha=0.5-act_order-pile-128x4096"
+
+
+@pytest.mark.usefixtures("with_smooth")
+def test_error_in_a_nested_sweep_points_at_its_element(loaded) -> None:
+    """The key path of a wrong value in a sweep inside a table is that of the element."""
+    with pytest.raises(SpecError) as raised:
+        loaded('name = "rtn"\nprecisions = ["W4A16KV16-g128"]', 'name = "smooth"\ncalibration = { seq_len = [512, 0] }')
+    assert str(raised.value) == "spec.toml: method[0].calibration.seq_len[1] = 0\n  must be at least 1"
+
+
+@pytest.mark.usefixtures("with_smooth")
+def test_shards_bear_on_quantized_activations(loaded) -> None:
+    """Where activations are quantized, the number of shards of a row-parallel linear is part of the variant."""
+    method = ('name = "rtn"\nprecisions = ["W4A16KV16-g128"]', 'name = "smooth"')
+    base = make_plan(loaded(*method)).variants
+    model = ModelRef(id="model", row_parallel_groups=4)
+    sharded = [make_variant(model, v.method, v.model_fingerprint) for v in base]
+    assert [one.fingerprint == other.fingerprint for one, other in zip(base, sharded, strict=True)] == [True, False]
+
+
+def test_config_that_cannot_be_read(loaded) -> None:
+    """A damaged config.json is a problem of the model that has it."""
+    Path("model/config.json").write_text("{")
+    with pytest.raises(SpecError, match=r'model\[0\].id = "model"\n  config.json cannot be read'):
+        loaded()
+
+
+def test_byte_order_mark(loaded) -> None:
+    """An editor's byte order mark is no part of the question."""
+    assert loaded("# What", "\ufeff# What").question == "What does W4 cost?"
 
 
 def test_module_names_are_toml_names() -> None:
