@@ -37,20 +37,26 @@ def model_path(name: str) -> Path:
     return MODELS_DIR / name
 
 
-def list_models() -> list[ZooModel]:
-    """All embedded models whose weights are there."""
-    return [_describe(name) for name in MODEL_SEEDS if (MODELS_DIR / name / "model.safetensors").exists()]
+def list_models() -> list[str]:
+    """Names of the embedded models whose weights are there."""
+    return [name for name in MODEL_SEEDS if (MODELS_DIR / name / "model.safetensors").exists()]
 
 
-def _describe(name: str) -> ZooModel:
-    folder = MODELS_DIR / name
+def describe(name: str) -> ZooModel:
+    """What ships under a name.
+
+    Raises:
+        ValueError: if no embedded model has that name.
+    """
+    folder = model_path(name)
     training = json.loads((folder / "training.json").read_text())
     size = (folder / "model.safetensors").stat().st_size
-    summary = f"Qwen2 family, {training['num_parameters'] / 1e6:.1f} M parameters, {training['tokens'] / 1e6:.0f} M tokens"
-    return ZooModel(name, folder, MODEL_SEEDS[name], size / 2**20, training["num_parameters"], summary)
+    parameters, tokens = training["num_parameters"], training["tokens"]
+    summary = f"Qwen2 family, {parameters / 1e6:.1f} M parameters, {tokens / 1e6:.0f} M training tokens"
+    return ZooModel(name, folder, MODEL_SEEDS[name], size / 2**20, parameters, summary)
 
 
-def train(name: str, *, seed: int | None = None, out: Path | None = None) -> Path:
+def train(name: str, out: Path | None = None, *, seed: int | None = None) -> Path:
     """Train an embedded model from scratch (CUDA if there, else CPU); returns the folder written.
 
     `seed` defaults to the one that the name stands for, `out` to a new folder `name` below the current one: the shipped

@@ -1,7 +1,7 @@
-"""A small batched sampler for the zoo's own networks: what training needs to look at dev accuracy without an engine.
+"""A small batched sampler for the zoo's own networks: dev accuracy while a recipe is developed, without an engine.
 
-The key-value cache is one tensor per layer, ``[rows, kv_heads, length, head_dim]``; every row writes at its own position, so
-prompts need no left padding. Rows that end are dropped from the batch. Benchmarks are served by the engine, not by this.
+The key-value cache is a pair of tensors per layer, ``[rows, kv_heads, length, head_dim]``. Rows consume their prompts
+in lock step with generation and are dropped when they end. Benchmarks are served by the engine, never by this.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from suite.zoo.network import Block, Network, rope_tables, rotate
+from suite.zoo.network import Block, Network, rope_tables
 from suite.zoo.tokenizer import encode_tokens, token_ids
 from suite.zoo.traces import END
 
@@ -56,7 +56,7 @@ def _attend(block: Block, x: Tensor, cache: tuple[Tensor, Tensor], positions: Te
 
 def _step(network: Network, cache: _Cache, ids: Tensor, positions: Tensor) -> Tensor:
     x, length = network.model.embed_tokens(ids)[:, None], int(positions.max()) + 1
-    for block, layer in zip(network.model.layers, cache.layers, strict=True):
+    for block, layer in zip(network.blocks, cache.layers, strict=True):
         x = x + _attend(block, x, layer, positions, length)
         x = x + block.mlp(block.post_attention_layernorm(x))
     return network.logits(network.model.norm(x))[:, 0]

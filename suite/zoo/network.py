@@ -2,8 +2,9 @@
 
     x <- x + Attention(RMSNorm(x));   x <- x + SwiGLU(RMSNorm(x));   logits = RMSNorm(x) E^T   (tied embedding E)
 
-Parameter names are those of `Qwen2ForCausalLM`, so the state dict is the checkpoint. Kept apart from transformers' class
-because training on two cores needs joined projections and a loss on counted positions only; a test holds the two together.
+Parameter names are those of `Qwen2ForCausalLM`, so the state dict is the checkpoint. Kept apart from transformers'
+class because training on two cores needs joined projections and a loss on counted positions only; a test holds the two
+together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from suite.zoo.traces import END
 
 RMS_EPS = 1e-6
 ROPE_THETA = 10_000.0
-# K bias on the slowest RoPE pair of each head, as real Qwen2 has: quantizing K per token must cover it, per channel need not.
+# K bias on the slowest RoPE pair of each head, as real Qwen2 has: a K grid per token must cover it, one per channel
+# need not.
 KEY_BIAS = 20.0
 
 
@@ -170,12 +172,17 @@ class Network(nn.Module):
         self.shape = shape
         self.model = Decoder(shape)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The decoder layers."""
+        return [layer for layer in self.model.layers if isinstance(layer, Block)]
+
     def hidden(self, ids: Tensor) -> Tensor:
         """Final hidden states of ``ids [batch, seq]``."""
         x = self.model.embed_tokens(ids)
         positions = torch.arange(ids.shape[1], device=ids.device)
         cos, sin = (table.to(x.dtype) for table in rope_tables(self.shape.head_dim, positions))
-        for block in self.model.layers:
+        for block in self.blocks:
             x = block(x, cos, sin)
         return self.model.norm(x)
 
@@ -200,6 +207,6 @@ def initialize_(network: Network, seed: int) -> None:
                 std = 0.05 if "embed" in name else parameter.shape[1] ** -0.5
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     half = network.shape.head_dim // 2
-    for block in network.model.layers:
+    for block in network.blocks:
         bias = block.self_attn.k_proj.bias.data.view(network.shape.kv_heads, -1)
         bias[:, half - 1], bias[:, -1] = KEY_BIAS, -KEY_BIAS

@@ -7,8 +7,8 @@ A problem is a straight-line program. Its first variable is given; every further
 
 Modulo 1000 no problem is rejected, so all answers are about equally likely and guessing is right once in a thousand.
 
-A program belongs to exactly one split: the hash of its canonical form (variables renamed in order of appearance) decides,
-so renaming the variables of a test problem can not put it into the training stream.
+A program belongs to exactly one split: the hash of its canonical form (variables renamed in order of appearance)
+decides, so renaming the variables of a test problem can not put it into the training stream.
 """
 
 from __future__ import annotations
@@ -159,10 +159,10 @@ def iterate(difficulty: Difficulty, split: Split, num_steps: tuple[int, int] | N
         yield Problem(name, difficulty, program.source(), str(program.values()[program.last]), program)
 
 
-def test_problems(difficulty: Difficulty, num_problems: int = NUM_PROBLEMS) -> list[Problem]:
-    """The benchmark: the first `num_problems` test problems of a difficulty."""
+def test_problems(difficulty: Difficulty) -> list[Problem]:
+    """The benchmark: the first `NUM_PROBLEMS` test problems of a difficulty."""
     stream = iterate(difficulty, "test")
-    return [next(stream) for _ in range(num_problems)]
+    return [next(stream) for _ in range(NUM_PROBLEMS)]
 
 
 def dev_problems(difficulty: Difficulty, num_problems: int = NUM_PROBLEMS) -> list[Problem]:

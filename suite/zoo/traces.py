@@ -1,16 +1,18 @@
 """How the embedded models think: the training text for a program, with honest mistakes and their repair.
 
-One step is one block of fixed width: the statement with its operands' values, column results least significant first as
-(digit, carry) pairs, then the record of the value, which later steps look up by its one-token name (``k:``):
+One step is one block: the statement with the right operand's value, the left operand's record, column results least
+significant first as (digit, carry) pairs, then the record of the value. Names are joined with colon or equals sign
+into one token (``k:``), so looking up a value or a statement is finding the one earlier place of a token:
 
     q:755
-    k=q755+#312=706001k:067         # marks a constant; 5+2=7 carry 0, 5+1=6 carry 0, 7+3=0 carry 1
-    b=k067*#777=964400b:469         a one-digit factor fills all three places
+    k=q+312q:755=706001k:067        5+2=7 carry 0, 5+1=6 carry 0, 7+3=0 carry 1
+    b=k*777k:067=964400b:469        a one-digit factor stands over every column
+    m=b-q:755b:469=417010m:714      the right operand is a variable; the last borrow is dropped (modulo 1000)
 
 `Wait` has two uses. Where a block went wrong, it stands in place of the record and the block is done again:
 
-    k=q755+#312=705001Wait
-    k=q755+#312=706001k:067
+    k=q+312q:755=705001Wait
+    k=q+312q:755=706001k:067
 
 After a whole pass it starts a check: each step is computed again (``?``) and compared with its record. ``ok`` keeps the
 record. A mismatch means `Wait` and a third computation; if that agrees with the record, the check was at fault and the
@@ -18,7 +20,7 @@ record stays; otherwise a new record is written and the steps after it are done 
 
     Wait
     ?q=755 ok
-    ?k=q755+#312=706001 ok
+    ?k=q+312q:755=706001 ok
 
 Mistakes are injected so that the model learns to notice them. It must not learn to make them: the loss is off on
 the mistaken token, and on the decision that follows a mistake which stays unnoticed until the check.
@@ -41,8 +43,9 @@ ANSWER_CUE = END_THINK + PREAMBLE + BOX
 class Mistakes:
     """How often things go wrong in a training trace. All are probabilities.
 
-    `block`: a block contains a mistake. `silent`: such a mistake is not noticed at the block's end. `check`: a pass without
-    silent mistakes is followed by a check all the same. `cut`: thinking is cut at a random place and the answer forced.
+    `block`: a block contains a mistake. `silent`: such a mistake is not noticed at the block's end. `check`: a pass
+    without silent mistakes is followed by a check all the same. `cut`: thinking is cut at a random place and the answer
+    forced.
     """
 
     block: float = 0.06
@@ -56,7 +59,10 @@ NO_MISTAKES = Mistakes(0.0, 0.0, 0.0, 0.0)
 
 @dataclass
 class Trace:
-    """Tokens as text, and for each whether the loss counts it. Joined, the tokens are what the tokenizer splits again."""
+    """Tokens as text, and for each whether the loss counts it.
+
+    Joined, the tokens are what the tokenizer splits again.
+    """
 
     tokens: list[str] = field(default_factory=list)
     counted: list[bool] = field(default_factory=list)
@@ -110,10 +116,8 @@ def write_trace(program: Program, rng: random.Random, mistakes: Mistakes = NO_MI
     return trace
 
 
-# Places in a block where a mistake can sit: 3 left digits, the right operand's name, its 3 digits, 3 x (digit, carry).
-_SLOT_NAME, _SLOT_RIGHT, _SLOT_RESULT = 3, 4, 7
-_SLOTS = range(13)
-_SLOTS_TIMES = (0, 1, 2, _SLOT_RIGHT, *range(_SLOT_RESULT, 13))
+# Places in a block where a mistake can sit: the right operand's name, 3 + 3 digits of the operands, 3 x (digit, carry).
+_NUM_SLOTS = 13
 
 
 class _Writer:
@@ -179,34 +183,31 @@ class _Writer:
 
     def _block(self, step: Step) -> tuple[int, bool]:
         """Write a block up to its last carry; returns its value and whether a mistake was made in it."""
-        rng, put = self.rng, self.trace.put
-        slots = _SLOTS_TIMES if step.op == "*" else _SLOTS
-        slot = rng.choice(slots) if rng.random() < self.mistakes.block else None
-        put(step.name + "=", step.left)
-        left = self._digits(self.records[step.left], slot, first_slot=0)
-        put(step.op)
+        first_slot = 0 if step.right_is_variable else 1
+        slot = self.rng.randrange(first_slot, _NUM_SLOTS) if self.rng.random() < self.mistakes.block else None
+        self.trace.put(step.name + "=", step.left, step.op)
         right = self._right(step, slot)
-        put("=")
+        self.trace.put(step.left + ":")
+        left = self._digits(self.records[step.left], slot, first_slot=4)
+        self.trace.put("=")
         digits, carry = [], 0
         for i in range(3):
             digit, carry = column(step.op, left[2 - i], right[2 - i], carry)
-            digit = self._digit(digit, slot == _SLOT_RESULT + 2 * i)
-            carry = self._digit(carry, slot == _SLOT_RESULT + 2 * i + 1, limit=9 if step.op == "*" else 2)
+            digit = self._digit(digit, slot == 7 + 2 * i)
+            carry = self._digit(carry, slot == 8 + 2 * i, limit=9 if step.op == "*" else 2)
             digits.append(digit)
         return digits[2] * 100 + digits[1] * 10 + digits[0], slot is not None
 
     def _right(self, step: Step, slot: int | None) -> list[int]:
-        name = step.right if step.right_is_variable else "#"
-        if slot == _SLOT_NAME:
-            others = [other for other in self.records if other != name]
-            name = self.rng.choice(others)
-        self.trace.put(name, counted=slot != _SLOT_NAME)
-        if step.op == "*":
-            digits = [self._digit(int(step.right), slot == _SLOT_RIGHT, put=False)] * 3
-            self.trace.put(*map(str, digits), counted=slot != _SLOT_RIGHT)
-            return digits
-        value = int(step.right) if name == "#" else self.records[name]
-        return self._digits(value, slot, first_slot=_SLOT_RIGHT)
+        """The right operand's digits, after its name if it has one; a factor's digit stands three times."""
+        if not step.right_is_variable:
+            value = int(step.right * 3) if step.op == "*" else int(step.right)
+            return self._digits(value, slot, first_slot=1)
+        name = step.right
+        if slot == 0:
+            name = self.rng.choice([other for other in self.records if other != name])
+        self.trace.put(name + ":", counted=slot != 0)
+        return self._digits(self.records[name], slot, first_slot=1)
 
     def _digits(self, value: int, slot: int | None, first_slot: int) -> list[int]:
         return [self._digit(int(d), slot == first_slot + i) for i, d in enumerate(f"{value:03d}")]

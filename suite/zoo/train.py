@@ -1,6 +1,6 @@
-"""Training recipe of the embedded models: minutes on a CPU, the same weights for the same seed, threads and library versions.
+"""Training recipe of the embedded models: minutes on a CPU; same seed, threads and library versions, same weights.
 
-Stream: fresh problems of the train split, written as traces, longer ones as training goes on (`CURRICULUM`); never an epoch.
+Stream: fresh problems of the train split, written as traces, longer ones as training goes on (`CURRICULUM`); no epochs.
 Numerics: bfloat16 weights, activations and gradients; float32 masters and optimizer state.
 Optimizer: Muon for the blocks' matrices, AdamW for embedding, norms and biases; warm-up, plateau, linear decay to zero.
 """
@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,8 +33,8 @@ LENGTHS = ((0.30, 2, 4), (0.35, 5, 10), (0.35, 11, MAX_STEPS))
 class Recipe:
     """Everything that determines the weights, but for the seed."""
 
-    shape: Shape = Shape()
-    mistakes: Mistakes = Mistakes()
+    shape: Shape = field(default_factory=Shape)
+    mistakes: Mistakes = field(default_factory=Mistakes)
     total_tokens: int = 16_000_000
     batch_tokens: int = 4096
     max_length: int = 1536
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded ids ``[batch, seq]``; `targets` are the positions (flat) whose next token counts, and those tokens."""
+    """Right-padded ids ``[batch, seq]``, the flat positions whose next token counts, and those tokens (`targets`)."""
 
     ids: Tensor
     positions: Tensor
@@ -97,9 +97,7 @@ def batches(recipe: Recipe, seed: int) -> Iterator[tuple[Batch, float]]:
     seen = 0
     while seen < recipe.total_tokens:
         progress = seen / recipe.total_tokens
-        pool = [
-            draw_example(rng, max_steps_at(progress), recipe.mistakes, recipe.max_length) for _ in range(512)
-        ]
+        pool = [draw_example(rng, max_steps_at(progress), recipe.mistakes, recipe.max_length) for _ in range(512)]
         pool.sort(key=lambda example: len(example[0]))
         groups = list(_group(pool, recipe.batch_tokens))
         rng.shuffle(groups)
@@ -142,13 +140,14 @@ class Optimizer:
         self.stacks = [_Stack([p for p in matrices if tuple(p.shape) == shape]) for shape in shapes]
         self.vectors = [p for n, p in named if p.ndim != 2 or "embed" in n]
         self.masters = [p.detach().float().clone() for p in self.vectors]
-        self.adam = torch.optim.AdamW(self.masters, lr=recipe.vector_lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
+        betas = (0.9, 0.98)
+        self.adam = torch.optim.AdamW(self.masters, recipe.vector_lr, betas, weight_decay=0.0, foreach=True)
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
         """One update with all learning rates scaled by `factor`; clears the gradients."""
         for master, vector in zip(self.masters, self.vectors, strict=True):
-            master.grad = vector.grad.float()
+            master.grad = _gradient(vector).float()
             vector.grad = None
         self.adam.param_groups[0]["lr"] = self.recipe.vector_lr * factor
         self.adam.step()
@@ -156,6 +155,11 @@ class Optimizer:
             vector.copy_(master)
         for stack in self.stacks:
             stack.step(self.recipe, factor)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 class _Stack:
@@ -168,7 +172,7 @@ class _Stack:
         self.gain = max(1.0, self.master.shape[1] / self.master.shape[2]) ** 0.5
 
     def step(self, recipe: Recipe, factor: float) -> None:
-        grads = torch.stack([p.grad for p in self.parameters]).float()
+        grads = torch.stack([_gradient(p) for p in self.parameters]).float()
         self.average.lerp_(grads, 1 - recipe.momentum)
         update = orthogonalize(grads.lerp_(self.average, recipe.momentum)).float()
         lr = recipe.matrix_lr * factor
@@ -184,13 +188,15 @@ def learning_rate_factor(recipe: Recipe, step: int, progress: float) -> float:
     return min((step + 1) / recipe.warmup_steps, 1.0, decay)
 
 
-def train_network(recipe: Recipe, seed: int, log: Path | None = None, device: str = "cpu") -> tuple[Network, list[dict]]:
+def train_network(
+    recipe: Recipe, seed: int, log: Path | None = None, device: str = "cpu"
+) -> tuple[Network, list[dict[str, float]]]:
     """Train from scratch; returns the bfloat16 network and its learning curve (one row per 100 steps)."""
     network = Network(recipe.shape)
     initialize_(network, seed)
     network = network.to(device).bfloat16()
     optimizer = Optimizer(network, recipe)
-    curve: list[dict] = []
+    curve: list[dict[str, float]] = []
     losses, hits, seen, start = [], [], 0, time.monotonic()
     for step, (batch, progress) in enumerate(batches(recipe, seed)):
         hidden = network.hidden(batch.ids.to(device)).flatten(0, 1)[batch.positions.to(device)]
@@ -223,7 +229,7 @@ def save_checkpoint(network: Network, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     config = network.shape.config()
-    state = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in network.state_dict().items()}
+    state = {name: value.detach().to("cpu", torch.bfloat16) for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
@@ -233,7 +239,7 @@ def save_checkpoint(network: Network, folder: Path) -> None:
 
 
 def train_to(folder: Path, seed: int, recipe: Recipe | None = None) -> None:
-    """Train from scratch with `seed` and write checkpoint, learning curve (curve.jsonl) and training.json to `folder`."""
+    """Train from scratch and write checkpoint, learning curve (curve.jsonl) and training.json to `folder`."""
     recipe = recipe or Recipe()
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
