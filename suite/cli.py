@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     train = actions.add_parser("train", help="train an embedded model from its recipe")
     train.add_argument("name", metavar="NAME")
     train.add_argument("--out", type=Path, help="folder of the trained model (default: runs/zoo/NAME)")
+    train.add_argument("--seed", type=int, help="training seed (default: the one of the shipped weights)")
     train.set_defaults(command=_zoo_train)
     ui = command("ui", _ui, "open MLflow's UI on the recorded runs")
     ui.add_argument("--port", type=int, default=5000)
@@ -132,7 +133,8 @@ def _zoo_list(arguments: argparse.Namespace) -> int:
     from suite import zoo
 
     for name in zoo.list_models():
-        print(f"{name:24} {zoo.model_path(name)}")
+        model = zoo.describe(name)
+        print(f"{name:20} {model.summary}, {model.size_mib:.1f} MiB, training seed {model.seed}\n{'':20} {model.path}")
     return OK
 
 
@@ -140,8 +142,7 @@ def _zoo_train(arguments: argparse.Namespace) -> int:
     from suite import zoo
 
     out = arguments.out or arguments.root / "runs" / "zoo" / arguments.name
-    zoo.train(arguments.name, out)
-    print(out)
+    print(zoo.train(arguments.name, out, seed=arguments.seed))
     return OK
 
 

@@ -67,6 +67,7 @@ class Run:
     workers: int | None = None
     failures: dict[str, Failure] = field(default_factory=dict)  # by cell fingerprint
     engine_stats: "list[PoolStats]" = field(default_factory=list)
+    throughput: dict[str, float] = field(default_factory=dict)  # tokens/s by model fingerprint
     on_variant: Callable[[], object] = lambda: None  # called whenever the cells of a variant are settled
 
     def fail(self, cells: list[Cell], stage: str, error: BaseException) -> None:
@@ -120,7 +121,11 @@ def _serve(run: Run, todo: list[Cell]) -> None:
         pool.start()  # returns at once: the questions are read while the engines come up
         questions = _load_questions(run, todo)
         _run_variants(run, pool, checkpoint, questions, [c for c in todo if c.fingerprint not in run.failures])
-        run.engine_stats.append(pool.stats())
+        stats = pool.stats()
+        run.engine_stats.append(stats)
+        if stats.tokens:
+            speed = stats.tokens * stats.num_workers / stats.generate_s
+            run.throughput[todo[0].variant.model_fingerprint] = speed
 
 
 def _max_model_len(checkpoint: Path, todo: list[Cell]) -> int:

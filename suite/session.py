@@ -1,5 +1,7 @@
 """One `suite run`: from a plan to the registry, the mirror, the report and the table. Ties the parts together."""
 
+import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,15 +9,17 @@ import pandas as pd
 from rich.console import Console
 
 from suite import records, registry, report, statistics, tracking
-from suite.plan import Cell, Plan
+from suite.plan import THROUGHPUT, Cell, Plan, read_throughput
 from suite.progress import Progress
 from suite.runner import Failure, Run, execute
-from suite.store import Store
+from suite.store import Store, write_atomic
+
+LAST_RUN = "last_run.json"
 
 
 def run_and_record(plan: Plan, root: Path, workers: int | None = None) -> bool:
     """Run what is not stored, record every cell, mirror and report. True if no cell failed."""
-    console = Console()
+    console, started_s = Console(), time.perf_counter()
     with Progress(console) as progress:
         store = Store(root / "runs", warn=progress.note)
         run = Run(plan, store, progress, workers)
@@ -25,12 +29,41 @@ def run_and_record(plan: Plan, root: Path, workers: int | None = None) -> bool:
             execute(run)
         finally:  # also when interrupted: what is finished is in the registry
             cells = recorder.record(run.failures)
+    recorded_s = time.perf_counter() - started_s
     written = write_report(plan, root, store)
     mirror(plan, root, store, cells, console)
     console.print(report.console_table(cells))
+    if run.engine_stats:
+        console.print(_where_time_went(run, recorded_s, time.perf_counter() - started_s), highlight=False)
     console.print(f"report    {written[1]}\nregistry  {registry.path(root, plan.spec.name)}", highlight=False)
     console.print("MLflow    python -m suite ui", highlight=False)
     return not (cells["status"] == "failed").any()
+
+
+def _where_time_went(run: Run, recorded_s: float, total_s: float) -> str:
+    """One line for the console. The parts, in seconds, go to runs/last_run.json, tokens/s to the next estimate."""
+    engines = sum(stats.num_workers for stats in run.engine_stats)
+    generating_s = sum(stats.generate_s for stats in run.engine_stats) / engines
+    tokens = sum(stats.tokens for stats in run.engine_stats)
+    parts = {
+        "engines start (questions are read meanwhile)": sum(stats.start_s for stats in run.engine_stats),
+        "weight swaps, mean over engines": sum(stats.swap_s for stats in run.engine_stats) / engines,
+        "generating, mean over engines": generating_s,
+        "report, MLflow and table": total_s - recorded_s,
+    }
+    parts["the rest: planning, scoring the last batch, waiting for the last engine"] = total_s - sum(parts.values())
+    said = {
+        "seconds": total_s,
+        "tokens": tokens,
+        "tokens_per_s": tokens / max(generating_s, 1e-9),
+        "generating_share": generating_s / total_s,
+        "breakdown_s": parts,
+    }
+    write_atomic(run.store.root / LAST_RUN, json.dumps(said, indent=1) + "\n")
+    known = read_throughput(run.store.root) | run.throughput
+    write_atomic(run.store.root / THROUGHPUT, json.dumps(known, indent=1) + "\n")
+    share = f"{generating_s / total_s:.0%} of it generating"
+    return f"time      {total_s:.0f} s, {share}: {tokens:,} tokens at {said['tokens_per_s']:,.0f} tokens/s"
 
 
 class Recorder:

@@ -2,8 +2,8 @@
 
     python -m tests.bench [--skip-naive]
 
-Everything runs in one call on one machine: help, a fresh quickstart, the same again with everything stored, and the script
-`tests/bench/naive.py` on the same requests. Memory is the proportional set size (PSS) of the whole process tree, sampled.
+Everything runs in one call on one machine: help, a fresh quickstart, the same again with everything stored, and the
+script `tests/bench/naive.py` on the same requests. Memory is the proportional set size (PSS) of all processes, sampled.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m tests.bench.naive CHECKPOINT REQUESTS.json
 
-Thinking budgets are forced in rounds, as the s1 procedure is usually written: generate to the end of thinking, look at the
-length, append "Wait" or the answer cue, generate on. Prints one JSON line: tokens, seconds of generation, accuracy.
+Thinking budgets are forced in rounds, as the s1 procedure is usually written: generate to the end of thinking, look at
+the length, append "Wait" or the answer cue, generate on. Prints one JSON line: tokens, seconds of generation, accuracy.
 """
 
 import json
