@@ -34,12 +34,14 @@ class Request:
 class Completion:
     """What the model wrote for the request `key`. Lengths are in tokens.
 
-    `text` is everything after the prompt but the closing end-of-sequence token; tags such as </think> stay visible.
-    `thinking_tokens` come before the end of thinking, which they do not count (all tokens if thinking never ended, none
-    if the model does not think). `answer_tokens` are what the model wrote itself after it: neither a forced answer cue nor the
-    closing end-of-sequence token count. `output_tokens` counts all that was generated: both of these, </think>, the forced
-    cue and the end-of-sequence token. `forced_waits` are the "Wait"s begun below the minimum of thinking.
-    `looped`: truncated, and the tail repeats itself exactly.
+    - `text`: everything after the prompt but the closing end-of-sequence token; tags such as </think> stay visible.
+    - `thinking_tokens`: those before </think>; all of them if thinking never ended, none if the model does not think.
+    - `answer_tokens`: those after </think> that the model wrote itself: neither a forced answer cue nor the closing
+      end-of-sequence token counts.
+    - `output_tokens`: all that was generated, so both of these, </think>, the forced cue and the end-of-sequence token.
+    - `finish_reason`: "stop" (the model ended) or "length" (truncated).
+    - `forced_waits`: the "Wait"s begun below the minimum of thinking.
+    - `looped`: truncated, and the tail repeats itself exactly.
     """
 
     key: str

@@ -2,20 +2,20 @@
 
 n is the number of output tokens, END the token </think>, `wait` and `cue` token strings; `cue` starts with END.
 
-    n < min, thinking     the probability of END and of every end-of-sequence token moves onto wait[0], before temperature,
-                          top-k and top-p; at temperature T with logits l: l'[wait[0]] = T * logsumexp(l[wait[0], END, EOS] / T).
-                          That is: sample, and write `wait` where thinking would have ended. The rest of `wait` is forced.
+    n < min, thinking     the probability of END and of every end-of-sequence token moves onto wait[0], before top-k and
+                          top-p; with logits l at temperature T: l'[wait[0]] = T * logsumexp(l[wait[0], END, EOS] / T).
+                          That is: sample, and write `wait` where thinking would have ended. Its rest is forced.
     min <= n < max        the same move from EOS onto END: thinking ends, the output does not.
     n == max, thinking    `cue` is forced: END, then the rest. max = 0 forces it directly after the prompt.
     thinking ended        nothing, but for the rest of a forced cue.
 
 Every token before END counts as thinking, forced ones too. `max` wins over a `wait` that is still being written.
-The state is a function of the output tokens alone (END at index max can only have been forced, since an earlier END would
-have ended thinking), so preemption, recomputation and changes of the batch cannot disturb it. The price: below the minimum
-a "Wait" of the model's own looks like a forced one. It is completed and counted like one.
+The state is a function of the output tokens alone (END at index max can only have been forced, since an earlier END
+would have ended thinking), so preemption, recomputation and changes of the batch cannot disturb it. The price: below
+the minimum a "Wait" of the model's own looks like a forced one. It is completed and counted like one.
 
-Source: budget forcing of s1 (arXiv:2501.19393). Deviation: there END is suppressed and "Wait" appended by a new round of
-generation; here one round does both, and the minimum is a number of tokens instead of a number of "Wait"s.
+Source: budget forcing of s1 (arXiv:2501.19393). Deviation: there END is suppressed and "Wait" appended in a new round
+of generation; here one round does both, and the minimum is a number of tokens instead of a number of "Wait"s.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class BudgetRule:
 
     def to_extra_args(self) -> dict[str, Any]:
         """The rule as plain data, for `SamplingParams.extra_args`."""
-        return {EXTRA_ARGS_KEY: {name: getattr(self, name) for name in self.__dataclass_fields__}}
+        return {EXTRA_ARGS_KEY: (self.min, self.max, self.wait, self.cue, self.stop)}
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> BudgetRule | None:
         """The rule that a request carries, or None."""
         data = (extra_args or {}).get(EXTRA_ARGS_KEY)
-        return None if data is None else cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        return None if data is None else cls(*data)
 
 
 EXTRA_ARGS_KEY = "suite_thinking_budget"
@@ -92,7 +92,7 @@ class BudgetState:
             return rule.cue[written] if self.end_at == rule.max and written < len(rule.cue) else Phase.FREE
         if n == rule.max:
             return rule.end
-        if self._wait_at is not None and n - self._wait_at < len(rule.wait):
+        if self._wait_at is not None and self._in_wait(n):
             return rule.wait[n - self._wait_at]
         return Phase.WAIT_FOR_END if n < (rule.min or 0) else Phase.END_FOR_EOS
 
@@ -104,7 +104,10 @@ class BudgetState:
                 break
             if token == rule.end:
                 self.end_at = i
-            elif i < (rule.min or 0) and token == rule.wait[0]:
-                if self._wait_at is None or i - self._wait_at >= len(rule.wait):
-                    self._wait_at, self.waits = i, self.waits + 1
+            elif i < (rule.min or 0) and token == rule.wait[0] and not self._in_wait(i):
+                self._wait_at, self.waits = i, self.waits + 1
         self._read = len(self.output)
+
+    def _in_wait(self, i: int) -> bool:
+        """Whether token i belongs to a wait that began before it."""
+        return self._wait_at is not None and i - self._wait_at < len(self.rule.wait)

@@ -1,8 +1,9 @@
 """One live vLLM engine in this process: weights are swapped in place, requests are generated in batches.
 
-A swap takes tens of milliseconds where a fresh engine takes many seconds, and its output equals the fresh engine's token for
-token (tests/engine/test_engine.py, float32). Every request samples with a generator of its own seed, so its output depends
-neither on the order nor on the other requests of the batch, up to the rounding of bfloat16 kernels at other batch sizes.
+A swap takes tens of milliseconds where a fresh engine takes many seconds, and its output equals the fresh engine's
+token for token (tests/engine/test_engine.py, float32). Every request samples with a generator of its own seed, so its
+output depends neither on the order nor on the other requests of the batch, up to how bfloat16 kernels round at other
+batch sizes.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Engine:
     def swap(self, weights: Iterable[tuple[str, torch.Tensor]] | None = None, operators: Sequence[Any] = ()) -> None:
         """Serve `weights` (names and shapes of the checkpoint, all of them), or the checkpoint's own if None.
 
-        Raises: ValueError for operators, which this engine cannot serve yet, and for a name or shape that is missing, unknown or
-        different; a wrong one is found only as it is loaded, and the engine is then of no use any more.
+        Raises: ValueError for operators, which this engine cannot serve yet, and for names or shapes that are missing,
+        unknown or different. Those are found only as they are loaded: the engine is then of no use any more.
         """
         if operators:
             names = ", ".join(type(o).__name__ for o in operators)
@@ -76,7 +77,7 @@ class Engine:
     ) -> list[Completion]:
         """Completions in the order of `requests`; `on_progress(tokens, finished)` is called now and then.
 
-        Raises: ValueError for a request that cannot be served as it stands (length, budget), before anything is generated.
+        Raises: ValueError for a request that cannot be served as it stands (length, budget), before any is generated.
         """
         self._check_usable()
         prompts = [self._prompt(r.prompt) for r in requests]
@@ -129,8 +130,8 @@ class Engine:
         needed = max((rule.min or 0) + 1, 0 if rule.max is None else rule.max + len(cue) + 1)
         if request.max_tokens < needed:
             raise ValueError(
-                f"{request.key}: max_tokens={request.max_tokens} with thinking min={rule.min}, max={rule.max}: rule: room for the "
-                f"budget, the answer cue ({len(cue)} tokens) and an answer; remedy: max_tokens >= {needed}"
+                f"{request.key}: max_tokens={request.max_tokens} with thinking min={rule.min}, max={rule.max}: rule: "
+                f"room for the budget, the answer cue ({len(cue)} tokens) and an answer; remedy: at least {needed}"
             )
         return rule
 
@@ -141,8 +142,8 @@ class Engine:
         limit = self._llm.model_config.max_model_len
         if len(prompt) + request.max_tokens > limit:
             raise ValueError(
-                f"{request.key}: {len(prompt)} prompt tokens + max_tokens={request.max_tokens} > {limit}: rule: both fit into "
-                "max_model_len; remedy: fewer max_tokens or a larger EngineSettings.max_model_len"
+                f"{request.key}: {len(prompt)} prompt tokens + max_tokens={request.max_tokens} > {limit}: rule: both "
+                f"fit into the model's length; remedy: max_tokens <= {limit - len(prompt)}"
             )
         return SamplingParams(
             temperature=request.temperature,
@@ -228,8 +229,8 @@ def checkpoint_shapes(model_path: Path) -> dict[str, tuple[int, ...]]:
     files = sorted(model_path.glob("*.safetensors"))
     if not (model_path / "config.json").is_file() or not files:
         raise ValueError(
-            f"{model_path}: rule: a local folder with config.json and *.safetensors; remedy: download the model first, or name an "
-            "embedded one"
+            f"model {str(model_path)!r}: rule: a local folder with config.json and *.safetensors; remedy: download the "
+            "model first, or name an embedded one"
         )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -243,7 +244,7 @@ def checkpoint_shapes(model_path: Path) -> dict[str, tuple[int, ...]]:
 def _checked(
     weights: Iterable[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass on `weights`; vLLM itself would keep the old tensor where a name is missing, and say so in a warning only."""
+    """Pass on `weights`, all of them. vLLM itself would keep the old tensor where a name is missing, and only warn."""
     missing = set(shapes)
     for name, tensor in weights:
         if name not in shapes:

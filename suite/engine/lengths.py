@@ -10,7 +10,7 @@ import numpy as np
 def thinking_length(prompt: Sequence[int], output: Sequence[int], think: int | None, end: int | None) -> int:
     """Output tokens before the first END, without it; all of them if thinking was opened and never ended.
 
-    Thinking is open if the last THINK of the prompt comes after its last END, if the output writes THINK, or if it writes END.
+    Thinking is open if the last THINK of the prompt comes after its last END, or if the output writes THINK or END.
     A model without an END token, or one that does not think, has 0.
     """
     if end is None:
@@ -26,7 +26,7 @@ def _is_open(prompt: Sequence[int], think: int, end: int) -> bool:
 
 
 def is_looped(tokens: Sequence[int], max_period: int = 512, min_repeats: int = 4, min_span: int = 64) -> bool:
-    """Whether the tail repeats itself exactly: some period p <= max_period, over at least max(min_repeats * p, min_span) tokens.
+    """Whether the tail repeats itself exactly: a period p <= max_period over max(min_repeats * p, min_span) tokens.
 
     The span keeps short runs (the zeros of 10000, a row of dots) from counting. Nearly equal repetitions do not count.
     """

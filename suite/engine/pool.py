@@ -1,10 +1,11 @@
 """Engines in worker processes, one a core, fed from one queue. The parent imports neither torch nor vLLM.
 
-A job is a batch of requests to one variant. It runs whole on one worker, which first swaps to the variant if it holds another;
-no worker waits for another. Since every request has its own seed, a batch gives the same completions on every worker.
+A job is a batch of requests to one variant. It runs whole on one worker, which first swaps to the variant if it holds
+another; no worker waits for another. Since every request has its own seed, a batch gives the same completions on every
+worker.
 
-If a worker dies its job fails with a message that says so, and another worker takes its place. Which jobs to try again is
-the caller's business.
+If a worker dies its job fails with a message that says so, and another worker takes its place. Which jobs to try again
+is the caller's business.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class PoolStats:
-    """Where the time of a pool went. `swap_s` and `generate_s` are sums over workers; `start_s` ends when jobs can run."""
+    """Where the time of a pool went. `start_s` ends when jobs can run; `swap_s`, `generate_s` are sums over workers."""
 
     num_workers: int
     start_s: float
@@ -210,7 +211,7 @@ class EnginePool:
 
     def _start_loader(self) -> _Loader:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        log = tempfile.TemporaryFile()
+        log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the loader)
         env = environment(self.settings)
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
         process = subprocess.Popen(
@@ -259,7 +260,7 @@ class EnginePool:
             if source is self._woken:
                 self._woken.recv(PACKET_BYTES)
             elif source in connections:
-                self._hear_worker(connections[source])  # type: ignore[index]
+                self._hear_worker(connections[source])
             elif self._loader is not None:
                 self._hear_loader(self._loader)
 
@@ -317,13 +318,13 @@ class EnginePool:
 
     def _bury_worker(self, worker: _Worker) -> None:
         loader = self._loader
-        if loader is None:
-            return
+        assert loader is not None, "workers are forgotten together with their loader"
         try:
             status = loader.ask("reap", worker.pid)
         except (EOFError, OSError):
-            return self._bury_loader(loader)
-        self._drop(worker, _ending(status), loader)
+            self._bury_loader(loader)
+        else:
+            self._drop(worker, _ending(status), loader)
 
     def _drop(self, worker: _Worker, ending: str, loader: _Loader) -> None:
         """Forget a worker that ended; fail the job it held."""

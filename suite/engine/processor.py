@@ -1,7 +1,8 @@
-"""Budget forcing inside vLLM: one V1 logits processor that applies `budget`'s rules to each request that carries some."""
+"""Budget forcing inside vLLM: one V1 logits processor that applies the rules of `budget` to requests that carry one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ GREEDY_BELOW = 1e-5  # vLLM samples greedily below this temperature
 
 
 class ThinkingBudgetProcessor(LogitsProcessor):
-    """Holds the state of every request of the batch that has a budget; a batch without any costs one comparison a step."""
+    """Holds the state of each request in the batch that has a budget; without any, a step costs one comparison."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.device = device
@@ -51,18 +52,17 @@ class ThinkingBudgetProcessor(LogitsProcessor):
                 moves.setdefault(((rule.end, *rule.stop), rule.wait[0]), []).append((row, temperature))
             elif step is Phase.END_FOR_EOS and rule.stop:
                 moves.setdefault((rule.stop, rule.end), []).append((row, temperature))
-        for (sources, target), rows in moves.items():
-            self._move(logits, sources, target, rows)
+        for (sources, target), at in moves.items():
+            self._move(logits, sources, target, at)
         if forced:
             rows, tokens = self._tensors(forced, torch.long, torch.long)
             logits[rows] = -torch.inf
             logits[rows, tokens] = 0.0
         return logits
 
-    def _move(
-        self, logits: torch.Tensor, sources: tuple[int, ...], target: int, rows_at: list[tuple[int, float]]
-    ) -> None:
-        rows, temperature = self._tensors(rows_at, torch.long, torch.float32)
+    def _move(self, logits: torch.Tensor, sources: tuple[int, ...], target: int, at: list[tuple[int, float]]) -> None:
+        """Move the probability of `sources` onto `target` in the rows of `at`, each with its temperature."""
+        rows, temperature = self._tensors(at, torch.long, torch.float32)
         columns = torch.tensor([target, *sources], device=self.device)
         picked = logits[rows[:, None], columns]  # [rows, 1 + sources]
         scale = temperature.clamp(min=GREEDY_BELOW)
@@ -70,7 +70,7 @@ class ThinkingBudgetProcessor(LogitsProcessor):
         logits[rows[:, None], columns[1:]] = -torch.inf
         logits[rows, target] = torch.where(temperature < GREEDY_BELOW, picked.amax(dim=1), merged)
 
-    def _tensors(self, pairs: list[tuple], *dtypes: torch.dtype) -> list[torch.Tensor]:
+    def _tensors(self, pairs: Sequence[tuple[float, ...]], *dtypes: torch.dtype) -> list[torch.Tensor]:
         columns = zip(*pairs, strict=True)
         return [torch.tensor(c, dtype=d, device=self.device) for c, d in zip(columns, dtypes, strict=True)]
 

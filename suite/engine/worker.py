@@ -2,12 +2,14 @@
 
     python -m suite.engine.worker CONTROL_FD PARENT_PID
 
-Importing vLLM takes most of an engine's start and nearly all of its memory. The loader pays for both once; a worker is a fork of
-it that shares the pages, is there within milliseconds, and so is its replacement if it dies. On CPU the loader also starts
-the engine before it forks. A CUDA context does not survive a fork: there, each worker starts its own engine.
+Importing vLLM takes most of an engine's start and nearly all of its memory. The loader pays for both once; a worker is
+a fork of it that shares the pages, is there within milliseconds, and so is its replacement if it dies. On CPU the
+loader also starts the engine before it forks. A CUDA context does not survive a fork: there, each worker starts an
+engine of its own.
 
-Every process dies with its parent, even if that is killed: the kernel sees to it (PR_SET_PDEATHSIG), and so does the end of the
-pipe. Messages are pickles of plain data; the loader's go over a packet socket that can carry the workers' file descriptors.
+Every process dies with its parent, even if that is killed: the kernel sees to it (PR_SET_PDEATHSIG), and so does the
+end of the pipe. Messages are pickles of plain data; the loader's go over a packet socket, which can carry the file
+descriptors of the workers' connections.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from suite.engine.settings import EngineSettings
 
 PACKET_BYTES = 2**16
-# transformers' assisted generation imports them if they are installed. vLLM does not use it, and they take a fifth of the start.
+# transformers' assisted generation imports them where they are installed. vLLM does not use it, and they take a fifth
+# of the time that importing vLLM takes.
 NOT_NEEDED = ("sklearn", "scipy")
 
 
@@ -87,18 +90,18 @@ def _work(jobs: Connection, loader: int, engine: Engine | None, model_path: str,
         if engine is None:
             engine = _build(jobs, model_path, settings)
         jobs.send(("ready", memory_gib()))
-        held = None
-        while True:
+        held = None  # a fresh engine serves the checkpoint
+        while engine.usable:
             number, variant_dir, variant, requests = jobs.recv()
+            wanted = None if variant_dir is None else (variant_dir, variant)
+            started = time.monotonic()
             try:
-                result = _run(jobs, number, engine, None if variant == held else (variant_dir,), requests)
-                held = variant
-                jobs.send(("done", number, result))
+                if wanted != held:
+                    _swap(engine, variant_dir)
+                held = wanted
+                jobs.send(("done", number, _generate(jobs, number, engine, requests, started)))
             except Exception as error:
-                held = None
                 jobs.send(("error", number, described(error)))
-                if not engine.usable:
-                    break
     except (EOFError, BrokenPipeError):
         status = 0
     except BaseException:
@@ -118,12 +121,7 @@ def _build(jobs: Connection, model_path: str, settings: EngineSettings) -> Engin
         raise
 
 
-def _run(
-    jobs: Connection, number: int, engine: Engine, swap_to: tuple[Path | None] | None, requests: list[Request]
-) -> dict[str, Any]:
-    started = time.monotonic()
-    if swap_to is not None:
-        _swap(engine, swap_to[0])
+def _generate(jobs: Connection, number: int, engine: Engine, requests: list[Request], started: float) -> dict[str, Any]:
     swapped = time.monotonic()
     completions = engine.generate(
         requests, on_progress=lambda tokens, finished: jobs.send(("progress", number, tokens, finished))
@@ -154,7 +152,7 @@ def die_with(parent: int) -> None:
 
 
 def memory_gib() -> float:
-    """Memory of this process; pages shared with others count in equal parts (PSS), so that processes can be added up."""
+    """Memory of this process; a page shared by n processes counts as 1/n (PSS), so that processes can be added up."""
     with open("/proc/self/smaps_rollup") as file:
         kib = next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
     return kib / 2**20
