@@ -1,6 +1,8 @@
 """One `suite run`: from a plan to the registry, the mirror, the report and the table. Ties the parts together."""
 
 import json
+import queue
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,14 +26,17 @@ def run_and_record(plan: Plan, root: Path, workers: int | None = None) -> bool:
         store = Store(root / "runs", warn=progress.note)
         run = Run(plan, store, progress, workers)
         recorder = Recorder(plan, store, root)
-        run.on_variant = lambda: recorder.record(run.failures)
-        try:
-            execute(run)
-        finally:  # also when interrupted: what is finished is in the registry
-            cells = recorder.record(run.failures)
-    recorded_s = time.perf_counter() - started_s
-    written = write_report(plan, root, store)
-    mirror(plan, root, store, cells, console)
+        with Mirror(plan, root, store) as mirror:
+            run.on_variant = lambda: mirror.update(recorder.record(run.failures))
+            try:
+                execute(run)
+            finally:  # also when interrupted: what is finished is in the registry
+                cells = recorder.record(run.failures)
+            recorded_s = time.perf_counter() - started_s
+            written = write_report(plan, root, store)
+            mirror.update(cells)
+    if mirror.warning:
+        console.print(f"warning: {mirror.warning}", highlight=False, markup=False)
     console.print(report.console_table(cells))
     if run.engine_stats:
         console.print(_where_time_went(run, recorded_s, time.perf_counter() - started_s), highlight=False)
@@ -106,13 +111,39 @@ def write_report(plan: Plan, root: Path, store: Store | None = None) -> tuple[Pa
     return report.write(root, plan.spec, cells, _Samples(store or Store(root / "runs")), reference)
 
 
-def mirror(plan: Plan, root: Path, store: Store, cells: pd.DataFrame, console: Console) -> None:
-    """Bring MLflow up to date with the registry; whatever is wrong with it costs a warning."""
-    done = tracking.sync(
-        root, cells, _Samples(store).path, plan.spec.path.read_text(), experiment=plan.spec.name, uri=None
-    )
-    if done.warning:
-        console.print(f"warning: {done.warning}", highlight=False, markup=False)
+class Mirror:
+    """Keeps MLflow up to date in a thread of its own, so that engines need not wait for it; leaving waits for it."""
+
+    def __init__(self, plan: Plan, root: Path, store: Store) -> None:
+        self.plan, self.root, self.samples = plan, root, _Samples(store)
+        self.warning: str | None = None
+        self._pending: queue.SimpleQueue[pd.DataFrame | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
+
+    def __enter__(self) -> "Mirror":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._pending.put(None)
+        if kind is None:  # else leave at once: the next run catches up
+            self._thread.join()
+
+    def update(self, cells: pd.DataFrame) -> None:
+        """Mirror these rows soon."""
+        self._pending.put(cells)
+
+    def _work(self) -> None:
+        while (cells := self._pending.get()) is not None:
+            while not self._pending.empty():  # only the latest state counts
+                following = self._pending.get()
+                if following is None:
+                    self._pending.put(None)
+                    break
+                cells = following
+            spec = self.plan.spec
+            done = tracking.sync(self.root, cells, self.samples.path, spec.path.read_text(), spec.name)
+            self.warning = done.warning
 
 
 class _Samples:

@@ -25,7 +25,7 @@ def expr_gold() -> Metric:
     """lighteval's metric for gold answers that are plain numbers or expressions."""
     from lighteval.metrics.metrics import Metrics
 
-    metric: Metric = Metrics.expr_gold_metric.value  # type: ignore[attr-defined]  # an enum member
+    metric: Metric = Metrics.expr_gold_metric.value  # an enum member
     return metric
 
 
