@@ -180,7 +180,8 @@ def test_drops_of_p1_are_differences_of_averages(published: pd.DataFrame) -> Non
     rows = published[(published["spec"] == "p1") & (published["benchmark"] == "avg")]
     base = rows[rows["method"] == "bf16"].set_index(["paper", "model"])["accuracy"]
     dropped = rows[rows["delta_vs_bf16"].notna()]
-    expected = [a - base[key] for a, key in zip(dropped["accuracy"], zip(dropped["paper"], dropped["model"], strict=True), strict=False)]
+    keys = zip(dropped["paper"], dropped["model"], strict=True)
+    expected = [a - base[key] for a, key in zip(dropped["accuracy"], keys, strict=True)]
     assert len(dropped) == 107
     assert (pd.Series(expected) - dropped["delta_vs_bf16"].reset_index(drop=True)).abs().max() <= 0.0002 + 1e-9
 
