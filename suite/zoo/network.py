@@ -20,7 +20,7 @@ from suite.zoo.tokenizer import MAX_LENGTH, PAD, token_ids
 from suite.zoo.traces import END
 
 RMS_EPS = 1e-6
-ROPE_THETA = 10_000.0
+ROPE_THETA = 1_000_000.0
 # K bias on the slowest RoPE pair of each head, as real Qwen2 has: a K grid per token must cover it, one per channel
 # need not.
 KEY_BIAS = 20.0

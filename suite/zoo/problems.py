@@ -3,7 +3,11 @@
 A problem is a straight-line program. Its first variable is given; every further one is made from the variable before it
 (left operand) and, for + and -, either a three-digit constant or an *earlier variable*; * is by one digit:
 
-    q=755;k=q+312;b=k*7;m=b-q;m?        ->  q=755, k=067, b=469, m=714 (all modulo 1000)
+    q=755
+    q+312=k
+    k*7=b
+    b-q=m
+    m?                  q = 755, k = 67, b = 469, m = 714 (all modulo 1000)
 
 Modulo 1000 no problem is rejected, so all answers are about equally likely and guessing is right once in a thousand.
 
@@ -38,7 +42,7 @@ TEST_BUCKETS, DEV_BUCKETS, NUM_BUCKETS = 50, 50, 1000
 
 @dataclass(frozen=True)
 class Step:
-    """``name = left op right``; `right` is a variable's letter or a constant in decimal digits."""
+    """``left op right = name``; `right` is a variable's letter or a constant in decimal digits."""
 
     name: str
     left: str
@@ -66,8 +70,8 @@ class Program:
 
     def source(self) -> str:
         """The program as the prompt shows it."""
-        body = "".join(f"{step.name}={step.left}{step.op}{step.right};" for step in self.steps)
-        return f"{self.first}={self.start};{body}{self.last}?"
+        body = (f"{step.left}{step.op}{step.right}={step.name}" for step in self.steps)
+        return "\n".join((f"{self.first}={self.start}", *body, f"{self.last}?"))
 
     def canonical(self) -> str:
         """`source` with the variables renamed to numbers in order of appearance."""

@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     f"{{{{- '{USER}' + message.content -}}}}"
     "{%- endif -%}"
     "{%- endfor -%}"
-    f"{{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}{THINK}\\n' -}}}}{{%- endif -%}}"
+    f"{{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}{THINK}' -}}}}{{%- endif -%}}"
 )
 
 

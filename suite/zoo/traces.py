@@ -1,26 +1,27 @@
 """How the embedded models think: the training text for a program, with honest mistakes and their repair.
 
-One step is one block: the statement with the right operand's value, the left operand's record, column results least
-significant first as (digit, carry) pairs, then the record of the value. Names are joined with colon or equals sign
-into one token (``k:``), so looking up a value or a statement is finding the one earlier place of a token:
+One line is one step: the statement, the right operand's value, the left operand's record, column results least
+significant first as (digit, carry) pairs, then the record of the new value. Line starts, results and records are one
+token each (newline and name, ``=k``, ``k:``). The line start names the left operand, of which there is one statement,
+so finding a statement or a value is finding the one earlier place of a token:
 
     q:755
-    k=q+312q:755=706001k:067        5+2=7 carry 0, 5+1=6 carry 0, 7+3=0 carry 1
-    b=k*777k:067=964400b:469        a one-digit factor stands over every column
-    m=b-q:755b:469=417010m:714      the right operand is a variable; the last borrow is dropped (modulo 1000)
+    q+312=k#312q:755=706001k:067        5+2=7 carry 0, 5+1=6 carry 0, 7+3=0 carry 1
+    k*7=b#777k:067=964400b:469          a one-digit factor stands over every column
+    b-q=mq:755b:469=417010m:714         the right operand is a variable; the last borrow is dropped (modulo 1000)
+    m?
 
-`Wait` has two uses. Where a block went wrong, it stands in place of the record and the block is done again:
+`Wait` has two uses. Where a line went wrong, it stands in place of the record and the line is done again:
 
-    k=q+312q:755=705001Wait
-    k=q+312q:755=706001k:067
+    q+312=k#312q:755=705001Wait
+    q+312=k#312q:755=706001k:067
 
-After a whole pass it starts a check: each step is computed again (``?``) and compared with its record. ``ok`` keeps the
-record. A mismatch means `Wait` and a third computation; if that agrees with the record, the check was at fault and the
-record stays; otherwise a new record is written and the steps after it are done again:
+After a whole pass, with ``?``, it starts a check: each step is computed again and compared with its record. ``ok``
+keeps the record. A mismatch means ``Wait?`` and a third computation; if that agrees with the record, the check was at
+fault and the record stays; otherwise a new record is written and the steps after it are done again:
 
-    Wait
-    ?q=755 ok
-    ?k=q+312q:755=706001 ok
+    m?Wait?
+    q+312=k#312q:755=706001 ok
 
 Mistakes are injected so that the model learns to notice them. It must not learn to make them: the loss is off on
 the mistaken token, and on the decision that follows a mistake which stays unnoticed until the check.
@@ -43,12 +44,12 @@ ANSWER_CUE = END_THINK + PREAMBLE + BOX
 class Mistakes:
     """How often things go wrong in a training trace. All are probabilities.
 
-    `block`: a block contains a mistake. `silent`: such a mistake is not noticed at the block's end. `check`: a pass
+    `line`: a line contains a mistake. `silent`: such a mistake is not noticed at the line's end. `check`: a pass
     without silent mistakes is followed by a check all the same. `cut`: thinking is cut at a random place and the answer
     forced.
     """
 
-    block: float = 0.06
+    line: float = 0.06
     silent: float = 0.2
     check: float = 0.2
     cut: float = 0.03
@@ -88,11 +89,11 @@ def column(op: Operator, left: int, right: int, carry: int) -> tuple[int, int]:
 
 
 def prompt_tokens(program: Program) -> list[str]:
-    """The rendered chat up to and including ``<think>`` and its newline, as tokens."""
-    body = [program.first + "=", *str(program.start), ";"]
+    """The rendered chat up to and including ``<think>``, as tokens."""
+    body = [program.first, "=", *str(program.start)]
     for step in program.steps:
-        body += [step.name + "=", step.left, step.op, *step.right, ";"]
-    return [USER, *body, program.last, "?", ASSISTANT, THINK, "\n"]
+        body += ["\n" + step.left, step.op, *step.right, "=" + step.name]
+    return [USER, *body, "\n" + program.last, "?", ASSISTANT, THINK]
 
 
 def answer_tokens(value: int) -> list[str]:
@@ -116,7 +117,7 @@ def write_trace(program: Program, rng: random.Random, mistakes: Mistakes = NO_MI
     return trace
 
 
-# Places in a block where a mistake can sit: the right operand's name, 3 + 3 digits of the operands, 3 x (digit, carry).
+# Places in a line where a mistake can sit: the statement's right operand, 3 + 3 digits of values, 3 x (digit, carry).
 _NUM_SLOTS = 13
 
 
@@ -130,62 +131,50 @@ class _Writer:
         self.silent = False
 
     def think(self) -> None:
-        self._first(check=False)
+        self._record(self.program.first, self.program.start)
         self._pass(self.program.steps)
         while self.silent or self.rng.random() < self.mistakes.check:
-            self.trace.put(WAIT, "\n")
+            self.trace.put(WAIT, "?")
             self.silent = False
             self._check()
-
-    def _first(self, check: bool) -> None:
-        name, digits = self.program.first, f"{self.program.start:03d}"
-        if check:
-            self.trace.put("?", name + "=", *digits, OK, "\n")
-        else:
-            self.trace.put(name + ":", *digits, "\n")
-            self.records[name] = self.program.start
 
     def _pass(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
             self._solve(step)
+        self.trace.put("\n" + self.program.last, "?")
 
     def _solve(self, step: Step) -> None:
         while True:
-            value, wrong = self._block(step)
+            value, wrong = self._line(step)
             if not wrong or self.rng.random() < self.mistakes.silent:
                 break
-            self.trace.put(WAIT, "\n")
+            self.trace.put(WAIT)
         self.silent |= wrong
         self._record(step.name, value, counted=not wrong)
 
     def _record(self, name: str, value: int, counted: bool = True) -> None:
         self.trace.put(name + ":", counted=counted)
-        self.trace.put(*f"{value:03d}", "\n")
+        self.trace.put(*f"{value:03d}")
         self.records[name] = value
 
     def _check(self) -> None:
-        self._first(check=True)
         for i, step in enumerate(self.program.steps):
-            value, wrong = self._check_block(step)
+            value, wrong = self._line(step)
             if value != self.records[step.name]:
-                self.trace.put(WAIT, "\n")
-                value, wrong = self._check_block(step)
+                self.trace.put(WAIT, "?")
+                value, wrong = self._line(step)
             if value != self.records[step.name]:
                 self.silent |= wrong
                 self._record(step.name, value, counted=not wrong)
                 self._pass(self.program.steps[i + 1 :])
                 return
-            self.trace.put(OK, "\n")
+            self.trace.put(OK)
+        self.trace.put("\n" + self.program.last, "?")
 
-    def _check_block(self, step: Step) -> tuple[int, bool]:
-        self.trace.put("?")
-        return self._block(step)
-
-    def _block(self, step: Step) -> tuple[int, bool]:
-        """Write a block up to its last carry; returns its value and whether a mistake was made in it."""
-        first_slot = 0 if step.right_is_variable else 1
-        slot = self.rng.randrange(first_slot, _NUM_SLOTS) if self.rng.random() < self.mistakes.block else None
-        self.trace.put(step.name + "=", step.left, step.op)
+    def _line(self, step: Step) -> tuple[int, bool]:
+        """Write a line up to its last carry; returns its value and whether a mistake was made in it."""
+        slot = self.rng.randrange(_NUM_SLOTS) if self.rng.random() < self.mistakes.line else None
+        self.trace.put("\n" + step.left, step.op)
         right = self._right(step, slot)
         self.trace.put(step.left + ":")
         left = self._digits(self.records[step.left], slot, first_slot=4)
@@ -199,30 +188,40 @@ class _Writer:
         return digits[2] * 100 + digits[1] * 10 + digits[0], slot is not None
 
     def _right(self, step: Step, slot: int | None) -> list[int]:
-        """The right operand's digits, after its name if it has one; a factor's digit stands three times."""
-        if not step.right_is_variable:
-            value = int(step.right * 3) if step.op == "*" else int(step.right)
-            return self._digits(value, slot, first_slot=1)
-        name = step.right
+        """The rest of the statement, then the right operand's digits; a factor's digit stands three times."""
+        shown = step.right
         if slot == 0:
-            name = self.rng.choice([other for other in self.records if other != name])
-        self.trace.put(name + ":", counted=slot != 0)
-        return self._digits(self.records[name], slot, first_slot=1)
+            shown = self._other(step)
+        for shown_token, true_token in zip(shown, step.right, strict=True):
+            self.trace.put(shown_token, counted=shown_token == true_token)
+        self.trace.put("=" + step.name)
+        if step.right_is_variable:
+            self.trace.put(shown + ":")
+            return self._digits(self.records[shown], slot, first_slot=1)
+        self.trace.put("#")
+        return self._digits(int(shown * 3 if step.op == "*" else shown), slot, first_slot=1)
+
+    def _other(self, step: Step) -> str:
+        """A wrong right operand: another variable, or the constant with one digit changed."""
+        if step.right_is_variable:
+            return self.rng.choice([name for name in self.records if name != step.right])
+        place = self.rng.randrange(len(step.right))
+        digit = self.rng.choice([d for d in "123456789" if d != step.right[place]])
+        return step.right[:place] + digit + step.right[place + 1 :]
 
     def _digits(self, value: int, slot: int | None, first_slot: int) -> list[int]:
         return [self._digit(int(d), slot == first_slot + i) for i, d in enumerate(f"{value:03d}")]
 
-    def _digit(self, digit: int, wrong: bool, limit: int = 10, put: bool = True) -> int:
+    def _digit(self, digit: int, wrong: bool, limit: int = 10) -> int:
         if wrong:
             digit = self.rng.choice([d for d in range(limit) if d != digit])
-        if put:
-            self.trace.put(str(digit), counted=not wrong)
+        self.trace.put(str(digit), counted=not wrong)
         return digit
 
 
 def vocabulary() -> list[str]:
-    """All tokens in id order: specials, words, definitions (``a:``, ``a=``), printable ASCII."""
+    """All tokens in id order: specials, words, joined names (``a:``, ``=a``, newline and a), printable ASCII."""
     specials = ["<|pad|>", "<|unk|>", USER, ASSISTANT, END]
     words = [THINK, END_THINK, WAIT, OK, PREAMBLE, BOX]
-    definitions = [letter + mark for mark in ":=" for letter in LETTERS]
-    return [*specials, *words, *definitions, "\n", "\t", *map(chr, range(32, 127))]
+    names = [pattern.format(letter) for pattern in ("{}:", "={}", "\n{}") for letter in LETTERS]
+    return [*specials, *words, *names, "\n", "\t", *map(chr, range(32, 127))]

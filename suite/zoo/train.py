@@ -189,9 +189,9 @@ def learning_rate_factor(recipe: Recipe, step: int, progress: float) -> float:
 
 
 def train_network(
-    recipe: Recipe, seed: int, log: Path | None = None, device: str = "cpu"
+    recipe: Recipe, seed: int, log: Path | None = None, device: str = "cpu", log_every: int = 100
 ) -> tuple[Network, list[dict[str, float]]]:
-    """Train from scratch; returns the bfloat16 network and its learning curve (one row per 100 steps)."""
+    """Train from scratch; returns the bfloat16 network and its learning curve (one row per `log_every` steps)."""
     network = Network(recipe.shape)
     initialize_(network, seed)
     network = network.to(device).bfloat16()
@@ -208,7 +208,7 @@ def train_network(
         seen += batch.ids.numel()
         losses.append(loss.detach())
         hits.append((logits.detach().argmax(-1) == targets).float().mean())
-        if (step + 1) % 100 == 0:
+        if (step + 1) % log_every == 0:
             row = {
                 "step": step + 1,
                 "tokens": seen,

@@ -30,10 +30,10 @@ def benchmark(difficulty: Difficulty) -> list[Problem]:
 
 def evaluate(prompt: str) -> int:
     """Run the prompt as Python, modulo 1000 after each statement: shares no code with the generator."""
-    *statements, question = prompt.split(";")
-    variables: dict[str, int] = {}
+    first, *statements, question = prompt.split("\n")
+    variables: dict[str, int] = {first[0]: int(first[2:])}
     for statement in statements:
-        name, expression = statement.split("=")
+        expression, name = statement.split("=")
         variables[name] = eval(expression, {"__builtins__": {}}, variables) % 1000
     assert re.fullmatch(r"[a-z]\?", question)
     return variables[question[0]]
@@ -53,7 +53,7 @@ def test_benchmark_size_and_lengths(difficulty):
     low, high = NUM_STEPS[difficulty]
     assert len(problems) == NUM_PROBLEMS >= 400
     assert len({p.program.canonical() for p in problems}) == len(problems) == len({p.id for p in problems})
-    assert {p.prompt.count("=") - 1 for p in problems} <= set(range(low, high + 1))
+    assert {p.prompt.count("\n") - 1 for p in problems} <= set(range(low, high + 1))
 
 
 def test_difficulties_do_not_overlap():

@@ -34,7 +34,7 @@ def test_training_ids_are_the_tokenizer_s(tokenizer):
         assert tokenizer.decode(encode_tokens(tokens)) == text
 
 
-@pytest.mark.parametrize("word", [THINK, END_THINK, WAIT, PREAMBLE, BOX, "q:", "q="])
+@pytest.mark.parametrize("word", [THINK, END_THINK, WAIT, PREAMBLE, BOX, "q:", "=q", "\nq"])
 def test_words_are_single_tokens(tokenizer, word):
     """The words that budget forcing and the trace format rest on are one token each."""
     assert tokenizer(word, add_special_tokens=False).input_ids == [token_ids()[word]]
@@ -56,12 +56,12 @@ def test_any_printable_text_survives(tokenizer):
 
 
 def test_template_opens_the_thinking(tokenizer):
-    """The chat template renders what training used and ends in <think> and a newline."""
+    """The chat template renders what training used and ends in <think>."""
     program = random_program(random.Random(0), 3, "train")
     messages = [{"role": "user", "content": program.source()}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == "".join(prompt_tokens(program))
-    assert text.endswith("<think>\n")
+    assert text.endswith("<think>")
 
 
 def test_skipping_special_tokens_keeps_thinking_and_answer(tokenizer):
