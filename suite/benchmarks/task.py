@@ -159,5 +159,3 @@ def _question(doc: Doc) -> Question:
 def quiet_lighteval() -> None:
     """Silence what lighteval says once per text that it can not parse: here that is a column of the record."""
     logging.getLogger("lighteval").setLevel(logging.ERROR)
-    for name in ("lighteval.metrics.dynamic_metrics", "lighteval.tasks.lighteval_task"):
-        logging.getLogger(name).setLevel(logging.ERROR)

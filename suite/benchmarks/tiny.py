@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lighteval.tasks.requests import Doc
 
 DIGESTS: dict[Difficulty, str] = {
-    "easy": "369d1903b369f5d4508be15fea5b84ad050986e76beec5a9752ce1b93f8af9f3",
-    "medium": "ec01cbbfe93e1ffa834a456d4f64ad8eb96129cc3bdeaa041ae3446739be2752",
-    "hard": "9277497f4804e869ebc5a7f7362754f350029532cb8dfa15230c5f918712b973",
+    "easy": "f90abf028c2b2a05529d2a586c6540089ef0df63c1a9858717c155fcca5a85ba",
+    "medium": "18a62ad118bc4bc84ab26bd236a74fec2d722cef9ed93b58c3b95248f730304b",
+    "hard": "be6496950d8fe15831452bd513f6685a80ca70257a21580c712ba07ec3405bdb",
 }
 
 
@@ -42,7 +42,7 @@ def _checked_rows(difficulty: Difficulty) -> list[Row]:
     if found != DIGESTS[difficulty]:
         raise ValueError(
             f"tiny-{difficulty}: the generator's problems have digest {found}, and suite/benchmarks/tiny.py says "
-            f"{DIGESTS[difficulty]}. If that is meant, write the new one there: older results then do not apply"
+            f"{DIGESTS[difficulty]}; if that is meant, run tools/pin_tiny.py (stored results then do not apply)"
         )
     return rows
 

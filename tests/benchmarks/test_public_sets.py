@@ -1,6 +1,7 @@
 """AIME 2024, MATH-500, GSM8K: prompts, and every gold answer scored, where a copy of the data is at hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def test_the_gold_of_another_question_is_wrong(name: str) -> None:
         for question, other in zip(questions, others, strict=True)
     ]
     assert sum(hits) <= 2
+
+
+def test_without_a_copy_lighteval_gets_the_set_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task downloads what its configuration names: here a folder that stands for the repository."""
+    import datasets
+
+    from suite.benchmarks import gsm8k
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo/test.jsonl").write_text(json.dumps(ROWS["gsm8k"]) + "\n")
+    repo = replace(gsm8k.DATASET, repo=str(tmp_path / "repo"), subset="default")
+    monkeypatch.setattr(gsm8k, "DATASET", repo)
+    (question,) = benchmarks.load("gsm8k")
+    assert (question.id, question.gold) == ("0", "1,002")
+    assert question.prompt.startswith("Ann has 1,000 hens")
 
 
 def test_a_local_copy_is_another_identity_than_the_hubs(folder: Path) -> None:
