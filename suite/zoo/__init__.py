@@ -6,12 +6,26 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 MODELS_DIR = Path(__file__).parent / "models"
 # Name -> training seed. Two seeds of one recipe: what holds on one of them only is no finding.
 MODEL_SEEDS = {"tiny-qwen2": 0, "tiny-qwen2-seed1": 1}
+# glibc gives large blocks back and page-faults them in again at each step: training is several times slower without
+# these, and they must be set before the process starts.
+TRAINING_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(2**35),
+    "MALLOC_TRIM_THRESHOLD_": str(2**35),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -57,17 +71,18 @@ def describe(name: str) -> ZooModel:
 
 
 def train(name: str, out: Path | None = None, *, seed: int | None = None) -> Path:
-    """Train an embedded model from scratch (CUDA if there, else CPU); returns the folder written.
+    """Train an embedded model from scratch in a process of its own (CUDA if there, else CPU); returns its folder.
 
     `seed` defaults to the one that the name stands for, `out` to a new folder `name` below the current one: the shipped
     weights are never overwritten by default.
 
     Raises:
         ValueError: if no embedded model has that name.
+        subprocess.CalledProcessError: if training fails.
     """
-    from suite.zoo.train import train_to
-
     model_path(name)
     folder = out or Path(name)
-    train_to(folder, MODEL_SEEDS[name] if seed is None else seed)
+    seed = MODEL_SEEDS[name] if seed is None else seed
+    command = [sys.executable, "-m", "suite.zoo.train", str(folder), str(seed)]
+    subprocess.run(command, env={**os.environ, **TRAINING_ENVIRONMENT}, check=True)
     return folder

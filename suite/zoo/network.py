@@ -31,8 +31,8 @@ class Shape:
     """Sizes. Inputs of all linears are multiples of 128, so that group size 128 divides them."""
 
     hidden: int = 128
-    layers: int = 6
-    intermediate: int = 384
+    layers: int = 4
+    intermediate: int = 512
     heads: int = 4
     kv_heads: int = 2
 

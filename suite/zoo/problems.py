@@ -3,7 +3,7 @@
 A problem is a straight-line program. Its first variable is given; every further one is made from the variable before it
 (left operand) and, for + and -, either a three-digit constant or an *earlier variable*; * is by one digit:
 
-    q=755
+    q:755
     q+312=k
     k*7=b
     b-q=m
@@ -71,7 +71,7 @@ class Program:
     def source(self) -> str:
         """The program as the prompt shows it."""
         body = (f"{step.left}{step.op}{step.right}={step.name}" for step in self.steps)
-        return "\n".join((f"{self.first}={self.start}", *body, f"{self.last}?"))
+        return "\n".join((f"{self.first}:{self.start}", *body, f"{self.last}?"))
 
     def canonical(self) -> str:
         """`source` with the variables renamed to numbers in order of appearance."""
@@ -115,8 +115,10 @@ def split_of(program: Program) -> Split:
     return "dev" if bucket < TEST_BUCKETS + DEV_BUCKETS else "train"
 
 
-def random_program(rng: random.Random, num_steps: int, split: Split) -> Program:
+def random_program(rng: random.Random, num_steps: int, split: Split, share_variable: float = SHARE_VARIABLE) -> Program:
     """A program of `num_steps` operations that belongs to `split`.
+
+    `share_variable` is the probability that a + or - takes an earlier variable, if there is one.
 
     Raises:
         ValueError: if `num_steps` is not in [1, 25]; there are 26 names.
@@ -124,23 +126,23 @@ def random_program(rng: random.Random, num_steps: int, split: Split) -> Program:
     if not 1 <= num_steps <= MAX_STEPS:
         raise ValueError(f"num_steps = {num_steps}: must lie in [1, {MAX_STEPS}], one letter names each variable")
     while True:
-        program = _draw(rng, num_steps)
+        program = _draw(rng, num_steps, share_variable)
         if split_of(program) == split:
             return program
 
 
-def _draw(rng: random.Random, num_steps: int) -> Program:
+def _draw(rng: random.Random, num_steps: int, share_variable: float) -> Program:
     names = rng.sample(LETTERS, num_steps + 1)
-    steps = tuple(_draw_step(rng, names, i) for i in range(1, num_steps + 1))
+    steps = tuple(_draw_step(rng, names, i, share_variable) for i in range(1, num_steps + 1))
     return Program(first=names[0], start=rng.randint(100, MODULUS - 1), steps=steps)
 
 
-def _draw_step(rng: random.Random, names: list[str], i: int) -> Step:
+def _draw_step(rng: random.Random, names: list[str], i: int, share_variable: float) -> Step:
     left, earlier = names[i - 1], names[: i - 1]
     if rng.random() < SHARE_TIMES:
         return Step(names[i], left, "*", str(rng.randint(2, 9)))
     op: Operator = "+" if rng.random() < 0.5 else "-"
-    if earlier and rng.random() < SHARE_VARIABLE:
+    if earlier and rng.random() < share_variable:
         return Step(names[i], left, op, rng.choice(earlier))
     return Step(names[i], left, op, str(rng.randint(100, MODULUS - 1)))
 

@@ -5,11 +5,10 @@ significant first as (digit, carry) pairs, then the record of the new value. Lin
 token each (newline and name, ``=k``, ``k:``). The line start names the left operand, of which there is one statement,
 so finding a statement or a value is finding the one earlier place of a token:
 
-    q:755
     q+312=k#312q:755=706001k:067        5+2=7 carry 0, 5+1=6 carry 0, 7+3=0 carry 1
     k*7=b#777k:067=964400b:469          a one-digit factor stands over every column
     b-q=mq:755b:469=417010m:714         the right operand is a variable; the last borrow is dropped (modulo 1000)
-    m?
+    m?m:714
 
 `Wait` has two uses. Where a line went wrong, it stands in place of the record and the line is done again:
 
@@ -20,7 +19,7 @@ After a whole pass, with ``?``, it starts a check: each step is computed again a
 keeps the record. A mismatch means ``Wait?`` and a third computation; if that agrees with the record, the check was at
 fault and the record stays; otherwise a new record is written and the steps after it are done again:
 
-    m?Wait?
+    m?m:714Wait?
     q+312=k#312q:755=706001 ok
 
 Mistakes are injected so that the model learns to notice them. It must not learn to make them: the loss is off on
@@ -37,6 +36,8 @@ from suite.zoo.problems import LETTERS, Operator, Program, Step
 THINK, END_THINK, WAIT, OK = "<think>", "</think>", "Wait", " ok"
 PREAMBLE, BOX = "\n\n**Final Answer**\n", "\\boxed{"
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
+# The answer is a handful of tokens among hundreds; at their natural weight they are learned last.
+ANSWER_WEIGHT = 4.0
 ANSWER_CUE = END_THINK + PREAMBLE + BOX
 
 
@@ -60,18 +61,18 @@ NO_MISTAKES = Mistakes(0.0, 0.0, 0.0, 0.0)
 
 @dataclass
 class Trace:
-    """Tokens as text, and for each whether the loss counts it.
+    """Tokens as text, and the weight of each in the loss; 0 leaves a token out.
 
     Joined, the tokens are what the tokenizer splits again.
     """
 
     tokens: list[str] = field(default_factory=list)
-    counted: list[bool] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
-    def put(self, *tokens: str, counted: bool = True) -> None:
+    def put(self, *tokens: str, weight: float = 1.0) -> None:
         """Append tokens."""
         self.tokens.extend(tokens)
-        self.counted.extend([counted] * len(tokens))
+        self.weights.extend([weight] * len(tokens))
 
     @property
     def text(self) -> str:
@@ -90,7 +91,7 @@ def column(op: Operator, left: int, right: int, carry: int) -> tuple[int, int]:
 
 def prompt_tokens(program: Program) -> list[str]:
     """The rendered chat up to and including ``<think>``, as tokens."""
-    body = [program.first, "=", *str(program.start)]
+    body = [program.first + ":", *str(program.start)]
     for step in program.steps:
         body += ["\n" + step.left, step.op, *step.right, "=" + step.name]
     return [USER, *body, "\n" + program.last, "?", ASSISTANT, THINK]
@@ -108,12 +109,14 @@ def write_trace(program: Program, rng: random.Random, mistakes: Mistakes = NO_MI
     trace, truth = writer.trace, program.values()[program.last]
     if rng.random() < mistakes.cut:
         cut = rng.randrange(len(trace.tokens) + 1)
-        del trace.tokens[cut:], trace.counted[cut:]
+        del trace.tokens[cut:], trace.weights[cut:]
         tokens = answer_tokens(truth)
-        trace.put(*tokens[:3], counted=False)
+        trace.put(*tokens[:3], weight=0.0)
         trace.put(*tokens[3:])
     else:
-        trace.put(*answer_tokens(writer.records[program.last]))
+        tokens = answer_tokens(writer.records[program.last])
+        trace.put(*tokens[:3])
+        trace.put(*tokens[3:], weight=ANSWER_WEIGHT)
     return trace
 
 
@@ -127,11 +130,10 @@ class _Writer:
     def __init__(self, program: Program, rng: random.Random, mistakes: Mistakes) -> None:
         self.program, self.rng, self.mistakes = program, rng, mistakes
         self.trace = Trace()
-        self.records: dict[str, int] = {}
+        self.records = {program.first: program.start}
         self.silent = False
 
     def think(self) -> None:
-        self._record(self.program.first, self.program.start)
         self._pass(self.program.steps)
         while self.silent or self.rng.random() < self.mistakes.check:
             self.trace.put(WAIT, "?")
@@ -141,7 +143,11 @@ class _Writer:
     def _pass(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
             self._solve(step)
-        self.trace.put("\n" + self.program.last, "?")
+        self._finish()
+
+    def _finish(self) -> None:
+        self.trace.put("\n" + self.program.last, "?", self.program.last + ":")
+        self.trace.put(*f"{self.records[self.program.last]:03d}")
 
     def _solve(self, step: Step) -> None:
         while True:
@@ -150,10 +156,10 @@ class _Writer:
                 break
             self.trace.put(WAIT)
         self.silent |= wrong
-        self._record(step.name, value, counted=not wrong)
+        self._record(step.name, value, weight=float(not wrong))
 
-    def _record(self, name: str, value: int, counted: bool = True) -> None:
-        self.trace.put(name + ":", counted=counted)
+    def _record(self, name: str, value: int, weight: float = 1.0) -> None:
+        self.trace.put(name + ":", weight=weight)
         self.trace.put(*f"{value:03d}")
         self.records[name] = value
 
@@ -165,11 +171,11 @@ class _Writer:
                 value, wrong = self._line(step)
             if value != self.records[step.name]:
                 self.silent |= wrong
-                self._record(step.name, value, counted=not wrong)
+                self._record(step.name, value, weight=float(not wrong))
                 self._pass(self.program.steps[i + 1 :])
                 return
             self.trace.put(OK)
-        self.trace.put("\n" + self.program.last, "?")
+        self._finish()
 
     def _line(self, step: Step) -> tuple[int, bool]:
         """Write a line up to its last carry; returns its value and whether a mistake was made in it."""
@@ -193,7 +199,7 @@ class _Writer:
         if slot == 0:
             shown = self._other(step)
         for shown_token, true_token in zip(shown, step.right, strict=True):
-            self.trace.put(shown_token, counted=shown_token == true_token)
+            self.trace.put(shown_token, weight=float(shown_token == true_token))
         self.trace.put("=" + step.name)
         if step.right_is_variable:
             self.trace.put(shown + ":")
@@ -215,7 +221,7 @@ class _Writer:
     def _digit(self, digit: int, wrong: bool, limit: int = 10) -> int:
         if wrong:
             digit = self.rng.choice([d for d in range(limit) if d != digit])
-        self.trace.put(str(digit), counted=not wrong)
+        self.trace.put(str(digit), weight=float(not wrong))
         return digit
 
 

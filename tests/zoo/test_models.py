@@ -1,0 +1,63 @@
+"""The weights that ship: real Qwen2 checkpoints of a few MB that solve problems by thinking."""
+
+import json
+import re
+
+import pytest
+
+from suite import zoo
+from suite.zoo.problems import dev_problems
+
+NAMES = list(zoo.MODEL_SEEDS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_folder_is_complete(name):
+    """Weights below 10 MB, config, tokenizer, generation settings, curve and card are there."""
+    folder = zoo.model_path(name)
+    assert name in zoo.list_models()
+    assert (folder / "model.safetensors").stat().st_size < 10e6
+    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"):
+        assert (folder / file).exists(), file
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert curve[-1]["loss"] < 0.2 < curve[0]["loss"]
+    assert zoo.describe(name).seed == zoo.MODEL_SEEDS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_suit_group_size_128(name):
+    """Each linear's input width is a multiple of 128, and the weights are bfloat16."""
+    from safetensors import safe_open
+
+    with safe_open(zoo.model_path(name) / "model.safetensors", "pt") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        assert {s.get_dtype() for s in slices.values()} == {"BF16"}
+        linears = [s.get_shape() for key, s in slices.items() if key.endswith("_proj.weight")]
+    assert linears
+    assert all(shape[1] % 128 == 0 for shape in linears)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reasons_to_the_right_answer(name):
+    """Greedy, with transformers: nearly all of 20 easy dev problems, thinking first."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = zoo.model_path(name)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    problems = dev_problems("easy", 20)
+    chats = [[{"role": "user", "content": problem.prompt}] for problem in problems]
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
+    outputs = model.generate(**inputs, max_new_tokens=256, do_sample=False)
+    texts = tokenizer.batch_decode(outputs, skip_special_tokens=True)
+    right = [re.findall(r"\\boxed\{(\d+)\}", text)[-1:] == [p.answer] for text, p in zip(texts, problems, strict=True)]
+    assert sum(right) >= 18
+    assert all("</think>\n\n**Final Answer**\n\\boxed{" in text for text, ok in zip(texts, right, strict=True) if ok)
+
+
+def test_unknown_names_are_refused():
+    """A wrong name is answered with the names there are."""
+    with pytest.raises(ValueError, match="model 'tiny': not embedded; the names are tiny-qwen2, tiny-qwen2-seed1"):
+        zoo.model_path("tiny")
