@@ -273,6 +273,8 @@ def read_cells(path: Path) -> pd.DataFrame:
     try:
         # Empty fields are nulls in columns of numbers and "" in columns of text; a model may well be called "NA".
         table = pd.read_csv(path, dtype="str", keep_default_na=False)
+        if list(table.columns) != list(CELL_COLUMNS):
+            raise ValueError("not a table of cells: its first line does not name their columns")
         return _checked(typed_cells(table), cell_schema(), str(path))
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path}: {error}") from error
