@@ -1,8 +1,6 @@
 """One `suite run`: from a plan to the registry, the mirror, the report and the table. Ties the parts together."""
 
 import json
-import queue
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,18 +24,19 @@ def run_and_record(plan: Plan, root: Path, workers: int | None = None) -> bool:
         store = Store(root / "runs", warn=progress.note)
         run = Run(plan, store, progress, workers)
         recorder = Recorder(plan, store, root)
-        with Mirror(plan, root, store) as mirror:
-            run.on_variant = lambda: mirror.update(recorder.record(run.failures))
-            try:
-                execute(run)
-            finally:  # also when interrupted: what is finished is in the registry
-                cells = recorder.record(run.failures)
-            recorded_s = time.perf_counter() - started_s
-            written = write_report(plan, root, store)
-            mirror.update(cells)
-    if mirror.warning:
-        console.print(f"warning: {mirror.warning}", highlight=False, markup=False)
-    console.print(report.console_table(cells))
+        mirror = tracking.Mirror(root, plan.spec.name, plan.spec.path.read_text(), _Samples(store).path)
+        run.on_variant = lambda: mirror.send(recorder.record(run.failures))
+        try:
+            execute(run)
+        finally:  # also when interrupted: what is finished is in the registry
+            cells = recorder.record(run.failures)
+        recorded_s = time.perf_counter() - started_s
+        mirror.send(cells)
+        written = write_report(plan, root, store)
+        mirrored = mirror.close()
+    if mirrored.warning:
+        console.print(f"warning: {mirrored.warning}", highlight=False, markup=False)
+    console.print(report.console_table(cells, plan.spec))
     if run.engine_stats:
         console.print(_where_time_went(run, recorded_s, time.perf_counter() - started_s), highlight=False)
     console.print(f"report    {written[1]}\nregistry  {registry.path(root, plan.spec.name)}", highlight=False)
@@ -108,42 +107,8 @@ def write_report(plan: Plan, root: Path, store: Store | None = None) -> tuple[Pa
     """`reports/<spec>.md` and `.html` from the registry and the stored samples."""
     cells = registry.load(root, plan.spec.name)
     reference = registry.reference(root)
-    return report.write(root, plan.spec, cells, _Samples(store or Store(root / "runs")), reference)
-
-
-class Mirror:
-    """Keeps MLflow up to date in a thread of its own, so that engines need not wait for it; leaving waits for it."""
-
-    def __init__(self, plan: Plan, root: Path, store: Store) -> None:
-        self.plan, self.root, self.samples = plan, root, _Samples(store)
-        self.warning: str | None = None
-        self._pending: queue.SimpleQueue[pd.DataFrame | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
-
-    def __enter__(self) -> "Mirror":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._pending.put(None)
-        if kind is None:  # else leave at once: the next run catches up
-            self._thread.join()
-
-    def update(self, cells: pd.DataFrame) -> None:
-        """Mirror these rows soon."""
-        self._pending.put(cells)
-
-    def _work(self) -> None:
-        while (cells := self._pending.get()) is not None:
-            while not self._pending.empty():  # only the latest state counts
-                following = self._pending.get()
-                if following is None:
-                    self._pending.put(None)
-                    break
-                cells = following
-            spec = self.plan.spec
-            done = tracking.sync(self.root, cells, self.samples.path, spec.path.read_text(), spec.name)
-            self.warning = done.warning
+    samples = _Samples(store or Store(root / "runs"))
+    return report.write(root, plan.spec, cells, samples, reference, planned=len(plan.cells))
 
 
 class _Samples:

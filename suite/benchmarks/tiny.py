@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lighteval.tasks.requests import Doc
 
 DIGESTS: dict[Difficulty, str] = {
-    "easy": "f90abf028c2b2a05529d2a586c6540089ef0df63c1a9858717c155fcca5a85ba",
-    "medium": "18a62ad118bc4bc84ab26bd236a74fec2d722cef9ed93b58c3b95248f730304b",
-    "hard": "be6496950d8fe15831452bd513f6685a80ca70257a21580c712ba07ec3405bdb",
+    "easy": "e78b427b18de2ea1e0429e86b344482a93bccc5186a4755207bde2bc816ece12",
+    "medium": "4f66abd0a2d3310477bff7157f6f5f82d8b6c7d4d411c35886e3f7753b9246d4",
+    "hard": "725fe5fa0e919ed8195f25cb54d921abb3b2d4b2c5b65fa87cbc735386ad93b9",
 }
 
 
