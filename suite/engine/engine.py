@@ -30,7 +30,7 @@ PROGRESS_INTERVAL_S = 0.25
 
 
 class Engine:
-    """Serves the model in the folder `model_path`. Starting imports vLLM and loads the weights.
+    """Serves the model in the folder `model_path`. Starting imports vLLM and loads the weights. One a process.
 
     Raises: ValueError if `model_path` holds no checkpoint.
     """
@@ -226,7 +226,9 @@ def checkpoint_shapes(model_path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: ValueError if the folder holds none.
     """
-    files = sorted(model_path.glob("*.safetensors"))
+    index = model_path / "model.safetensors.index.json"  # where it lists files, others beside them are copies
+    listed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else []
+    files = sorted({model_path / name for name in listed} or model_path.glob("*.safetensors"))
     if not (model_path / "config.json").is_file() or not files:
         raise ValueError(
             f"model {str(model_path)!r}: rule: a local folder with config.json and *.safetensors; remedy: download the "

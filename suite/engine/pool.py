@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
@@ -68,6 +68,7 @@ class _Job:
     variant_key: str
     requests: list[Request]
     future: Future[BatchResult]
+    log_start: int = 0  # size of the log when the job was handed out
 
 
 @dataclass
@@ -75,7 +76,8 @@ class _Worker:
     index: int
     pid: int
     connection: Connection
-    ready: bool = False
+    started: bool = False
+    ready: bool = False  # it takes jobs
     job: _Job | None = None
 
 
@@ -101,12 +103,14 @@ class _Loader:
             raise EOFError
         return pickle.loads(packet)
 
-    def log_tail(self) -> str:
-        """The last lines that the engine processes wrote."""
-        size = os.fstat(self.log.fileno()).st_size
-        return (
-            os.pread(self.log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace").strip()
-        )
+    def log_size(self) -> int:
+        """Bytes that the engine processes have written."""
+        return os.fstat(self.log.fileno()).st_size
+
+    def log_tail(self, start: int = 0) -> str:
+        """The last that they wrote, from byte `start` on."""
+        first = max(start, self.log_size() - LOG_TAIL_BYTES)
+        return os.pread(self.log.fileno(), LOG_TAIL_BYTES, first).decode(errors="replace").strip()
 
 
 class EnginePool:
@@ -146,7 +150,9 @@ class EnginePool:
         self.engine = " ".join(engine_distribution())
 
     def start(self) -> None:
-        """Start the engines in the background; returns at once. Idempotent."""
+        """Start the engines in the background; returns at once. Idempotent. Raises: RuntimeError after `close`."""
+        if self._closing:
+            raise RuntimeError("the pool is closed; remedy: start another one")
         if self._thread is None:
             self._thread = threading.Thread(target=self._manage, name="engine-pool", daemon=True)
             self._thread.start()
@@ -159,8 +165,6 @@ class EnginePool:
         self.start()
         future: Future[BatchResult] = Future()
         with self._lock:
-            if self._closing:
-                raise RuntimeError("the pool is closed; remedy: start another one")
             self._submitted += 1
             self._queue.append(_Job(self._submitted, variant_dir, variant_key, list(requests), future))
         self._wake.send(b"x")
@@ -171,8 +175,8 @@ class EnginePool:
         return [worker.pid for worker in list(self._workers.values())]
 
     def peak_memory_gib(self) -> float:
-        """Most memory that all engine processes together were seen to take, shared pages counted once."""
-        return sum(self._totals.memory_gib.values())
+        """Most memory that the engine processes together were seen to take (at the end of a job), shared pages once."""
+        return self._totals.memory_gib
 
     def stats(self) -> PoolStats:
         """Where the time went so far."""
@@ -233,21 +237,30 @@ class EnginePool:
         if self._loader is None and self._queue:
             self._loader = self._start_loader()
         if self._loader is not None and self._loader.ready:
-            for index in set(range(self.num_workers)) - self._workers.keys():
-                self._fork(self._loader, index)
+            self._fork_missing(self._loader)
         for worker in self._workers.values():
             while worker.ready and worker.job is None and (job := self._next_job()) is not None:
                 if job.future.set_running_or_notify_cancel():
-                    worker.job = job
-                    with contextlib.suppress(OSError):  # it died: the end of its connection will tell
-                        worker.connection.send((job.number, job.variant_dir, job.variant_key, job.requests))
+                    self._hand_out(job, worker)
         return None
 
-    def _fork(self, loader: _Loader, index: int) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            pid = loader.ask("fork", index, theirs.fileno())
-        self._workers[index] = _Worker(index, pid, Connection(ours.detach()))
+    def _fork_missing(self, loader: _Loader) -> None:
+        for index in set(range(self.num_workers)) - self._workers.keys():
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs:
+                    pid = loader.ask("fork", index, theirs.fileno())
+            except (EOFError, OSError):
+                ours.close()
+                return self._bury_loader(loader)
+            self._workers[index] = _Worker(index, pid, Connection(ours.detach()))
+        return None
+
+    def _hand_out(self, job: _Job, worker: _Worker) -> None:
+        assert self._loader is not None
+        worker.job, job.log_start = job, self._loader.log_size()
+        with contextlib.suppress(OSError):  # it died: the end of its connection will tell
+            worker.connection.send((job.number, job.variant_dir, job.variant_key, job.requests))
 
     def _next_job(self) -> _Job | None:
         with self._lock:
@@ -259,20 +272,22 @@ class EnginePool:
         for source in wait([self._woken, *control, *connections]):
             if source is self._woken:
                 self._woken.recv(PACKET_BYTES)
-            elif source in connections:
+            elif source not in connections:
+                self._hear_loader()
+            elif connections[source].index in self._workers:  # else it was buried with its loader just now
                 self._hear_worker(connections[source])
-            elif self._loader is not None:
-                self._hear_loader(self._loader)
 
-    def _hear_loader(self, loader: _Loader) -> None:
+    def _hear_loader(self) -> None:
         """The engine is loaded, could not be, or the loader died."""
+        loader = self._loader
+        if loader is None:  # buried just now
+            return None
         try:
             message = loader.receive()
         except (EOFError, OSError):
             return self._bury_loader(loader)
         if message[0] == "ready":
             loader.ready = True
-            self._totals.memory_gib["loader"] = message[1]
             self._totals.start_s += time.monotonic() - loader.started_at
         else:
             self._failure = _raised("the engine could not start", message[1:])
@@ -280,12 +295,19 @@ class EnginePool:
 
     def _bury_loader(self, loader: _Loader) -> None:
         code = loader.process.wait()
+        ending = _ending(-code if code < 0 else code << 8)
         self._loader = None
         for worker in list(self._workers.values()):
-            self._drop(worker, f"died with its loader, which {_ending(-code if code < 0 else code << 8)}", loader)
-        if not loader.ready and self._failure is None:
-            what = f"the engine could not start: its process {_ending(-code if code < 0 else code << 8)}"
-            self._failure = EngineDiedError(f"{what}\n{loader.log_tail()}")
+            self._drop(worker, f"died with its loader, which {ending}", loader)
+        if not loader.ready:
+            self._cannot_start(f"its process {ending}", loader)
+        loader.control.close()
+        loader.log.close()
+
+    def _cannot_start(self, why: str, loader: _Loader) -> None:
+        """Every job fails from now on, unless a better reason is known."""
+        text = f"the engine could not start: {why}\n{loader.log_tail()}".strip()
+        self._failure = self._failure or EngineDiedError(text)
 
     def _hear_worker(self, worker: _Worker) -> None:
         try:
@@ -293,28 +315,32 @@ class EnginePool:
         except (EOFError, OSError):
             return self._bury_worker(worker)
         match message:
-            case ("ready", memory):
-                worker.ready = True
-                self._totals.see_memory(worker.index, memory)
+            case ("ready",):
+                worker.started = worker.ready = True
             case ("failed", *described):
                 self._failure = _raised("the engine could not start", described)
             case ("progress", _, tokens, _):
                 self._on_progress(worker.index, tokens)
             case ("done", _, result):
                 self._finish(worker, result)
-            case ("error", _, described):
+            case ("error", _, described, usable):
                 job, worker.job = worker.job, None
+                worker.ready = usable  # else it is about to end
                 assert job is not None
-                job.future.set_exception(_raised(f"job of {len(job.requests)} requests", described))
+                job.future.set_exception(_raised(f"{len(job.requests)} requests", described))
         return None
 
     def _finish(self, worker: _Worker, result: dict[str, Any]) -> None:
         job, worker.job = worker.job, None
         assert job is not None
         tokens = sum(completion.output_tokens for completion in result["completions"])
-        self._totals.add(worker.index, result, tokens)
+        self._totals.add(result, tokens, self._memory_gib())
         seconds = result["swap_s"] + result["generate_s"]
         job.future.set_result(BatchResult(result["completions"], seconds, self.peak_memory_gib(), self.engine))
+
+    def _memory_gib(self) -> float:
+        loader = [self._loader.process.pid] if self._loader is not None else []
+        return sum(process_memory_gib(pid) for pid in loader + self.worker_pids())
 
     def _bury_worker(self, worker: _Worker) -> None:
         loader = self._loader
@@ -325,6 +351,8 @@ class EnginePool:
             self._bury_loader(loader)
         else:
             self._drop(worker, _ending(status), loader)
+            if not worker.started:
+                self._cannot_start(f"its worker {_ending(status)}", loader)
 
     def _drop(self, worker: _Worker, ending: str, loader: _Loader) -> None:
         """Forget a worker that ended; fail the job it held."""
@@ -333,7 +361,8 @@ class EnginePool:
         if worker.job is not None:
             held = f"{len(worker.job.requests)} requests to variant {worker.job.variant_key[:16]}"
             what = f"engine worker {worker.index} (process {worker.pid}) {ending} while it held {held}"
-            worker.job.future.set_exception(EngineDiedError(f"{what}\n{loader.log_tail()}".strip()))
+            text = f"{what}\n{loader.log_tail(worker.job.log_start)}".strip()
+            worker.job.future.set_exception(EngineDiedError(text))
 
     def _fail_queue(self, error: Exception) -> None:
         while (job := self._next_job()) is not None:
@@ -363,22 +392,30 @@ class _Totals:
     swap_s: float = 0.0
     generate_s: float = 0.0
     tokens: int = 0
-    memory_gib: dict[int | str, float] = field(default_factory=dict)  # most seen, by worker
+    memory_gib: float = 0.0  # most seen
 
-    def add(self, worker: int, result: dict[str, Any], tokens: int) -> None:
+    def add(self, result: dict[str, Any], tokens: int, memory_gib: float) -> None:
         self.swap_s += result["swap_s"]
         self.generate_s += result["generate_s"]
         self.tokens += tokens
-        self.see_memory(worker, result["memory_gib"])
+        self.memory_gib = max(self.memory_gib, memory_gib)
 
-    def see_memory(self, worker: int, gib: float) -> None:
-        self.memory_gib[worker] = max(gib, self.memory_gib.get(worker, 0.0))
+
+def process_memory_gib(pid: int) -> float:
+    """Memory of a process, 0 if it is gone; a page that n processes share counts as 1/n (PSS): it can be added up."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 2**20
 
 
 def _raised(what: str, described: Any) -> Exception:
-    """The exception that another process described (worker.described)."""
+    """The exception that another process described (worker.described); its traceback there becomes a note."""
     is_value_error, message, text = described
-    return ValueError(message) if is_value_error else RuntimeError(f"{what} failed: {message}\n{text}")
+    error = ValueError(message) if is_value_error else RuntimeError(f"{what}: {message}")
+    error.add_note(text)
+    return error
 
 
 def _ending(status: int) -> str:

@@ -15,6 +15,7 @@ descriptors of the workers' connections.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import pickle
@@ -42,6 +43,7 @@ def main(control_fd: int, parent: int) -> None:
     """The loader: start the engine, then fork a worker whenever the pool asks for one, until the pool is gone."""
     control = socket.socket(fileno=control_fd)
     die_with(parent)
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides what it means
     model_path, settings = pickle.loads(control.recv(PACKET_BYTES))
     try:
@@ -51,7 +53,7 @@ def main(control_fd: int, parent: int) -> None:
         return
     gc.collect()
     gc.freeze()  # the collector would otherwise write to, and so copy, the pages that workers share
-    control.send(pickle.dumps(("ready", memory_gib())))
+    control.send(pickle.dumps(("ready",)))
     while True:
         packet, descriptors, _, _ = socket.recv_fds(control, PACKET_BYTES, 1)
         if not packet:
@@ -89,7 +91,7 @@ def _work(jobs: Connection, loader: int, engine: Engine | None, model_path: str,
         die_with(loader)
         if engine is None:
             engine = _build(jobs, model_path, settings)
-        jobs.send(("ready", memory_gib()))
+        jobs.send(("ready",))
         held = None  # a fresh engine serves the checkpoint
         while engine.usable:
             number, variant_dir, variant, requests = jobs.recv()
@@ -101,7 +103,7 @@ def _work(jobs: Connection, loader: int, engine: Engine | None, model_path: str,
                 held = wanted
                 jobs.send(("done", number, _generate(jobs, number, engine, requests, started)))
             except Exception as error:
-                jobs.send(("error", number, described(error)))
+                jobs.send(("error", number, described(error), engine.usable))
     except (EOFError, BrokenPipeError):
         status = 0
     except BaseException:
@@ -130,7 +132,6 @@ def _generate(jobs: Connection, number: int, engine: Engine, requests: list[Requ
         "completions": completions,
         "swap_s": swapped - started,
         "generate_s": time.monotonic() - swapped,
-        "memory_gib": memory_gib(),
     }
 
 
@@ -151,17 +152,12 @@ def die_with(parent: int) -> None:
         os._exit(0)
 
 
-def memory_gib() -> float:
-    """Memory of this process; a page shared by n processes counts as 1/n (PSS), so that processes can be added up."""
-    with open("/proc/self/smaps_rollup") as file:
-        kib = next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
-    return kib / 2**20
-
-
 def described(error: Exception) -> tuple[bool, str, str]:
     """(whether it is a ValueError, its message, its traceback): what another process needs to raise it again."""
+    is_value_error = isinstance(error, ValueError)
+    message = str(error) if is_value_error else f"{type(error).__name__}: {error}"
     text = "".join(traceback.format_exception(error))
-    return isinstance(error, ValueError), str(error) or type(error).__name__, text[-PACKET_BYTES // 4 :]
+    return is_value_error, message[: PACKET_BYTES // 8], text[-PACKET_BYTES // 8 :]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A random Qwen2 with a character tokenizer: small enough to start and serve within seconds, of the shape of the real thing."""
+"""A random Qwen2 with a character tokenizer: of the shape of the real thing, and served within seconds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_model(folder: Path, seed: int = 0, hidden: int = 128, layers: int = 4, std: float = 0.08) -> Path:
-    """A `Qwen2ForCausalLM` checkpoint with random weights in `folder`; weights wide enough that sampling wanders."""
+    """A `Qwen2ForCausalLM` checkpoint with random weights in `folder`.
+
+    Weights are wide enough that sampling wanders, and the tokens that budgets are about are likelier than the others.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -56,7 +59,7 @@ def write_model(folder: Path, seed: int = 0, hidden: int = 128, layers: int = 4,
         num_key_value_heads=max(1, hidden // 64),
         max_position_embeddings=4096,
         initializer_range=std,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=vocabulary()["<eos>"],
         pad_token_id=vocabulary()["<pad>"],
@@ -66,6 +69,8 @@ def write_model(folder: Path, seed: int = 0, hidden: int = 128, layers: int = 4,
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=std)
+        for token in ("</think>", "<eos>", "Wait"):
+            model.lm_head.weight[vocabulary()[token]] *= 2.0
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder

@@ -1,0 +1,58 @@
+"""One engine and one pool for all tests of this folder: starting them takes most of the time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from suite.engine.engine import Engine
+from suite.engine.pool import EnginePool
+from suite.engine.settings import EngineSettings
+
+from .tiny_model import write_model
+
+FLOAT32 = EngineSettings(dtype="float32", max_model_len=1024, max_num_seqs=32, kv_cache_bytes=2**27)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random model with its tokenizer."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_model: Path) -> Iterator[Engine]:
+    """A float32 engine in this process. Tests that swap swap back."""
+    engine = Engine(tiny_model, FLOAT32)
+    yield engine
+    engine.close()
+
+
+class StartEngine(Protocol):
+    """Starts one more float32 engine."""
+
+    def __call__(self, model: Path, **settings: int) -> Engine: ...
+
+
+@pytest.fixture(scope="session")
+def another_engine(engine: Engine) -> Iterator[StartEngine]:
+    """More engines beside the shared one; kept to the end, since the end of one takes vLLM's global state with it."""
+    kept: list[Engine] = []
+
+    def start(model: Path, **settings: int) -> Engine:
+        kept.append(Engine(model, dataclasses.replace(FLOAT32, **settings)))  # type: ignore[arg-type]
+        return kept[-1]
+
+    yield start
+    kept.clear()
+
+
+@pytest.fixture(scope="session")
+def pool(tiny_model: Path) -> Iterator[EnginePool]:
+    """Two float32 engines in processes of their own."""
+    with EnginePool(str(tiny_model), 2, FLOAT32) as pool:
+        yield pool
