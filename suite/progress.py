@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from suite import stages
 from suite.plan import Cell, Plan, expected_tokens
 
+SETTLED_S = 3.0  # before that a rate says nothing
 LINE_EVERY_S = 20.0  # where the output is not a terminal
 
 
@@ -78,8 +79,10 @@ class Progress:
 
     def _show(self) -> None:
         now = time.perf_counter()
+        if self.first_token_s is None or now - self.first_token_s < SETTLED_S:
+            return
         made = self.tokens_done + sum(self.live.values())
-        rate = made / max(now - (self.first_token_s or now), 1e-3)
+        rate = made / (now - self.first_token_s)
         done = min(self.expected_done + sum(self.live.values()), self.expected_total)
         left_s = (self.expected_total - done) / max(rate, 1e-3)
         state = f"{rate:,.0f} tokens/s, {_clock(left_s)} left"

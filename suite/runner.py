@@ -52,6 +52,7 @@ class VariantRun:
 
     variant: Variant
     requests: dict[Cell, list[Request]]
+    submit: Callable[[stages.Batch], "Future[BatchResult]"]
     completions: dict[str, Completion] = field(default_factory=dict)
     futures: dict[Future["BatchResult"], stages.Batch] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)  # by request key
@@ -175,13 +176,17 @@ def _begin(
         return None
     planned = [cell for cell in run.plan.cells if cell.variant == variant and _question_set(cell) in questions]
     requests = {cell: stages.cell_requests(cell, questions[_question_set(cell)]) for cell in planned}
-    begun = VariantRun(variant, {cell: requests[cell] for cell in cells})
+
+    def submit(batch: stages.Batch) -> "Future[BatchResult]":
+        return pool.submit(model_dir, variant.fingerprint, list(batch.requests))
+
+    begun = VariantRun(variant, {cell: requests[cell] for cell in cells}, submit)
     _recall(run, begun)
     wanted = {request.key for of_cell in begun.requests.values() for request in of_cell} - begun.completions.keys()
     for batch in stages.cut_batches(variant, requests):
         missing = batch.only(wanted)
         if missing.requests:
-            begun.futures[pool.submit(model_dir, variant.fingerprint, list(missing.requests))] = missing
+            begun.futures[submit(missing)] = missing
     return begun
 
 
@@ -230,8 +235,12 @@ def _store_batch(run: Run, under_way: VariantRun, future: Future["BatchResult"])
         run.progress.batch_done(batch, sum(completion.output_tokens for completion in result.completions))
     except Exception as error:
         keys = {request.key for request in batch.requests}
-        hit = [cell for cell, of_cell in under_way.requests.items() if any(r.key in keys for r in of_cell)]
-        run.fail([cell for cell in hit if cell.fingerprint not in run.failures], "generate", error)
+        parts = {cell: batch.only(keys & {r.key for r in of_cell}) for cell, of_cell in under_way.requests.items()}
+        hit = {cell: part for cell, part in parts.items() if part.requests}
+        if isinstance(error, ValueError) and len(hit) > 1:  # a request that cannot be served: whose is it?
+            under_way.futures |= {under_way.submit(part): part for part in hit.values()}
+        else:
+            run.fail([cell for cell in hit if cell.fingerprint not in run.failures], "generate", error)
 
 
 def _finish(run: Run, settled: VariantRun, questions: Questions) -> None:

@@ -58,8 +58,9 @@ def results(root: Path) -> pd.DataFrame:
 
 
 def generated_keys(root: Path) -> list[str]:
-    """Keys of all requests in stored batches."""
-    return [key for a in Store(root / "runs").all("generate", "") for key in a.inputs["requests"]]
+    """Variant and key of all requests in stored batches."""
+    batches = [a.inputs for a in Store(root / "runs").all("generate", "")]
+    return [f"{inputs['variant'][:8]} {key}" for inputs in batches for key in inputs["requests"]]
 
 
 @pytest.fixture(scope="module")
@@ -180,18 +181,19 @@ def test_two_runners_on_one_store_compute_once(spec: Path, unbroken: tuple[Path,
 
 
 def test_a_cell_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
-    """A group size that does not fit fails its cells with stage and message; exit 1; the next run tries again."""
+    """A budget without room for an answer fails its cells with stage and message; exit 1; the next run tries again."""
     spec = tmp_path / "small.toml"
-    spec.write_text(SPEC.replace('"W2A16KV16-g128"', '"W4A16KV16-g96"').replace("thinking_budgets", "# "))
+    spec.write_text(SPEC.replace("{ max = 0 }", "{ max = 158 }"))
     for _ in range(2):
         done = suite(tmp_path, "run", str(spec))
         assert done.returncode == 1, done.stdout + done.stderr
-        rows = results(tmp_path).set_index("precision")
-        assert rows.loc["W4A16KV16-g96", "status"] == "failed"
-        assert rows.loc["W4A16KV16-g96", "stage"] == "quantize"
-        assert "does not divide" in rows.loc["W4A16KV16-g96", "message"]
-        assert rows.loc["W4A16KV16-g128", "status"] == "done"
-        assert "does not divide" in done.stdout
+        rows = results(tmp_path)
+        failed = rows[rows.thinking_max == 158]
+        assert set(failed.status) == {"failed"}
+        assert set(failed.stage) == {"generate"}
+        assert failed.message.str.contains("room for the budget").all()
+        assert set(rows[rows.thinking_max.isna()].status) == {"done"}
+        assert "room for the budget" in done.stdout.replace("\n", " ")
 
 
 def test_a_dead_tracking_server_costs_a_warning(spec: Path, unbroken: tuple[Path, float]) -> None:

@@ -81,6 +81,6 @@ def _benchmark(difficulty: Difficulty, expected_tokens: int) -> Benchmark:
     )
 
 
-TINY_EASY = _benchmark("easy", expected_tokens=100)
-TINY_MEDIUM = _benchmark("medium", expected_tokens=350)
-TINY_HARD = _benchmark("hard", expected_tokens=900)
+TINY_EASY = _benchmark("easy", expected_tokens=90)
+TINY_MEDIUM = _benchmark("medium", expected_tokens=200)
+TINY_HARD = _benchmark("hard", expected_tokens=515)
