@@ -1,6 +1,7 @@
 """One `suite run`: from a plan to the registry, the mirror, the report and the table. Ties the parts together."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ LAST_RUN = "last_run.json"
 
 def run_and_record(plan: Plan, root: Path, workers: int | None = None) -> bool:
     """Run what is not stored, record every cell, mirror and report. True if no cell failed."""
-    console, started_s = Console(), time.perf_counter()
+    started_s = time.perf_counter()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     with Progress(console) as progress:
         store = Store(root / "runs", warn=progress.note)
         run = Run(plan, store, progress, workers)
