@@ -243,7 +243,8 @@ def arrange(frame: pd.DataFrame, spec: "Spec | None" = None) -> Layout:
 
 
 def _block(model: str, cells: list[Cell], methods: dict[str, int], benchmarks: dict[str, int]) -> Block:
-    columns = sorted({column_of(cell) for cell in cells}, key=lambda column: _column_key(column, benchmarks))
+    cells = sorted(cells, key=lambda cell: (*_column_key(column_of(cell), benchmarks), cell.fingerprint))
+    columns = list(dict.fromkeys(map(column_of, cells)))
     present = [name for name in benchmarks if any(c.benchmark == name for c in columns)]
     freest = tuple(next(c for c in columns if c.benchmark == name) for name in present)
     several = {name for name in present if sum(c.benchmark == name for c in columns) > 1}

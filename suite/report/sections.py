@@ -120,8 +120,8 @@ def _budgets(layout: Layout) -> Section | None:
         for name in dict.fromkeys(column.benchmark for column in block.budgets)
     ]
     text = (
-        "A thinking budget bounds the tokens of thinking: a maximum ends thinking and asks for the answer, a minimum puts "
-        "“Wait” where thinking would have ended."
+        "A thinking budget bounds the tokens of thinking: a maximum ends thinking and asks for the answer, a minimum "
+        "puts “Wait” where thinking would have ended."
     )
     reading = "Each point is one budget, at the thinking tokens that were spent on average."
     legend = figures.variant_legend(layout)
@@ -136,8 +136,8 @@ def _lengths(layout: Layout, lengths: dict[str, np.ndarray]) -> Section:
         for block in layout.blocks
     )
     reading = (
-        "The upright tick is the median. Numbers: median · 90th percentile, and the share that the token limit cut off, "
-        "if any."
+        "The upright tick is the median. Numbers: median · 90th percentile, and the share that the token limit cut "
+        "off, if any."
     )
     missing = sum(cell.fingerprint not in lengths for cell in layout.done)
     lost = f" The samples of {plural(missing, 'cell')} are not in the store, so only their means are shown."

@@ -113,8 +113,8 @@ def multiplicity(layout: Layout) -> str:
     below, kept = (sum(p < ALPHA for p in values) for values in (p_values, holm(p_values)))
     return (
         f"This report makes {plural(len(p_values), 'comparison')} with bf16, each at 95% by itself. If nothing "
-        f"differed at all, about {ALPHA * len(p_values):.1f} of them would be clear of zero by chance. Here p < 0.05 in "
-        f"{below} of them, and after Holm's correction for their number still in {kept}."
+        f"differed at all, about {ALPHA * len(p_values):.1f} of them would be clear of zero by chance. Here p < 0.05 "
+        f"in {below} of them, and after Holm's correction for their number still in {kept}."
     )
 
 

@@ -128,7 +128,7 @@ def failed_table(layout: Layout) -> Table:
                     key = (layout.titled(block, row.name), cell.stage, cell.message)
                     grouped.setdefault(key, []).append(heading(column))
     rows = tuple(
-        tuple(Value(text, numeric=False) for text in (name, stage, listed(sorted(columns)), message))
+        tuple(Value(text, numeric=False) for text in (name, stage, listed(columns), message))
         for (name, stage, message), columns in grouped.items()
     )
     return Table("Failed cells", ("Variant", "Stage", "Benchmarks", "Message"), rows)

@@ -15,7 +15,7 @@ from pathlib import Path
 from suite.tracking.ledger import default_uri
 
 HOST = "127.0.0.1"
-START_S = 180.0  # on a loaded machine a start took 50 s
+START_S = 300.0  # on a loaded machine a start took 110 s
 # Job execution would start eight more processes of 250 MB each, for features that are not used here.
 SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -38,13 +38,18 @@ def ui_environment() -> dict[str, str]:
     return dict(os.environ) | SETTINGS
 
 
-def experiment_url(base: str, experiment_id: str) -> str:
-    """Where an experiment's runs are shown."""
-    return f"{base}/#/experiments/{experiment_id}/runs?{TRAINING_VIEW}"
+def table_url(base: str, experiment_id: str) -> str:
+    """An experiment's cells in a table, with accuracy, difference, verdict and axes as columns."""
+    return f"{base}/#/experiments/{experiment_id}/runs?{TRAINING_VIEW}&viewStateShareKey=cells"
+
+
+def charts_url(base: str, experiment_id: str) -> str:
+    """An experiment's variants in bar charts: means over the benchmarks that were run under one thinking budget."""
+    return f"{base}/#/experiments/{experiment_id}/runs?{TRAINING_VIEW}&compareRunsMode=CHART&viewStateShareKey=variants"
 
 
 def serve(root: Path, port: int = 5000) -> int:
-    """Serve the UI until Ctrl-C; returns an exit code. A server that MLFLOW_TRACKING_URI names is only pointed to.
+    """Serve the UI until Ctrl-C or SIGTERM; returns an exit code. Where MLFLOW_TRACKING_URI names a server, say so.
 
     Raises: ValueError if the port is taken.
     """
@@ -55,6 +60,7 @@ def serve(root: Path, port: int = 5000) -> int:
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise ValueError(f"port = {port}: something listens there already; choose another one with --port")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server does not outlive us
     server = subprocess.Popen(ui_command(root, port), env=ui_environment(), start_new_session=True)
     try:
         if wait_until_up(server, f"http://{HOST}:{port}"):
@@ -77,14 +83,17 @@ def wait_until_up(server: "subprocess.Popen[bytes]", base: str, patience_s: floa
     return False
 
 
-def stop(server: "subprocess.Popen[bytes]", patience_s: float = 10.0) -> None:
-    """End the server and its children: they are a process group of their own."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(patience_s)
-            return
+def stop(server: "subprocess.Popen[bytes]", patience_s: float = 15.0) -> None:
+    """End the server and its children: they are a process group of their own. Waits until none of them is left."""
+    deadline = time.monotonic() + patience_s
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            server.poll()  # so that it does not stay behind as a zombie, which would count
+            os.killpg(server.pid, 0)
+            time.sleep(0.1)
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def experiments(base: str) -> list[tuple[str, str]]:
@@ -102,8 +111,7 @@ def experiments(base: str) -> list[tuple[str, str]]:
 def _announce(base: str) -> None:
     print(f"MLflow: {base}/#/experiments?{TRAINING_VIEW}   (Ctrl-C ends it)")
     for name, experiment_id in experiments(base):
-        print(f"  {name:24} {experiment_url(base, experiment_id)}")
-    print(
-        "Compare: chart view, or mark runs and press Compare; group by the tags variant, precision or benchmark.",
-        flush=True,
-    )
+        print(f"  {name}\n    cells     {table_url(base, experiment_id)}")
+        print(f"    variants  {charts_url(base, experiment_id)}")
+    print("  To compare, mark runs and press Compare, or group by a tag: variant, precision, benchmark, verdict.")
+    sys.stdout.flush()

@@ -31,6 +31,19 @@ if TYPE_CHECKING:
 
 FINGERPRINT, RECORD = "fingerprint", "record"  # the tags that a run is found by
 COMPLETE = ("FINISHED", "FAILED")
+# What MLflow's UI shows of an experiment at ...?viewStateShareKey=<name>: the state that its own "share view" stores.
+_COLUMNS = ("accuracy", "delta_vs_bf16", "delta_low", "delta_high", "output_tokens_mean")
+_TAGS = ("verdict", "benchmark", "thinking_budget", "variant")
+_CELLS = {
+    "selectedColumns": [f"metrics.`{name}`" for name in _COLUMNS] + [f"tags.`{name}`" for name in _TAGS],
+    "runsHiddenMode": "SHOWALL",  # otherwise charts show the first ten runs only
+}
+_GROUPS = [{"mode": "tag", "groupByData": tag} for tag in ("variant", "thinking_budget")]
+VIEWS = {
+    "cells": _CELLS,
+    "variants": _CELLS
+    | {"groupBy": {"aggregateFunction": "average", "groupByKeys": _GROUPS}, "useGroupedValuesInCharts": True},
+}
 ALIVE = "."  # printed for each cell: the parent gives up on a child that falls silent
 REACH_S = 5.0  # a server that does not answer by then counts as dead
 AXES = (
@@ -154,6 +167,7 @@ def open_experiment(client: "MlflowClient", job: Job) -> str:
         database = sqlite_path(job.uri)
         place = None if database is None else (database.resolve().parent / "mlruns" / job.experiment).as_uri()
         tags = {"mlflow.note.content": _note(job.spec_text), "mlflow.experimentKind": "custom_model_development"}
+        tags |= {f"mlflow.sharedViewState.{name}": json.dumps(view) for name, view in VIEWS.items()}
         return str(client.create_experiment(job.experiment, artifact_location=place, tags=tags))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,16 @@ def make_records(
 
     A variant is written as "bf16", "W3A16KV16-g128" or "W3A16KV16-g128 asymmetric".
     """
-    records = Records(spec or make_spec())
-    for model in records.spec.models:
-        for method in (Bf16Params(), *records.spec.methods):
-            for benchmark in records.spec.benchmarks:
+    made = _made(spec or make_spec(), tuple(failed), levels, num_samples)
+    return Records(made.spec, [dict(row) for row in made.rows], dict(made.samples))
+
+
+@cache
+def _made(spec: Spec, failed: tuple[tuple[str, str], ...], levels: bool, num_samples: int) -> Records:
+    records = Records(spec)
+    for model in spec.models:
+        for method in (Bf16Params(), *spec.methods):
+            for benchmark in spec.benchmarks:
                 for budget in benchmark.thinking_budgets or (Budget(),):
                     _add(records, model.id, method, benchmark.name, budget, failed, levels, num_samples)
     return records
@@ -136,6 +143,7 @@ def _axes(
     }
 
 
+@cache
 def _samples(
     spec: Spec, model: str, method: MethodParams, benchmark: str, budget: Budget, levels: bool, num_samples: int
 ) -> pd.DataFrame:
