@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -26,13 +22,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from suite.engine import Completion, Request
-from suite.engine.settings import EngineSettings, engine_distribution, environment
+from suite.engine.processes import Loader, ending, process_memory_gib, raised
+from suite.engine.settings import EngineSettings, engine_distribution
 
-PACKET_BYTES = 2**16
-LOG_TAIL_BYTES = 2000
+WAKE_BYTES = 4096
 
 
 class EngineDiedError(RuntimeError):
@@ -81,38 +77,6 @@ class _Worker:
     job: _Job | None = None
 
 
-@dataclass
-class _Loader:
-    """The process that workers are forked from. `log` has what it and they write, in a file without a name."""
-
-    process: subprocess.Popen[bytes]
-    control: socket.socket
-    log: IO[bytes]
-    started_at: float
-    ready: bool = False
-
-    def ask(self, command: str, argument: int, *descriptors: int) -> Any:
-        """Send a command and wait for the answer, which the idle loader gives at once."""
-        socket.send_fds(self.control, [pickle.dumps((command, argument))], descriptors)
-        return self.receive()
-
-    def receive(self) -> Any:
-        """The next message. Raises: EOFError if the loader is gone."""
-        packet = self.control.recv(PACKET_BYTES)
-        if not packet:
-            raise EOFError
-        return pickle.loads(packet)
-
-    def log_size(self) -> int:
-        """Bytes that the engine processes have written."""
-        return os.fstat(self.log.fileno()).st_size
-
-    def log_tail(self, start: int = 0) -> str:
-        """The last that they wrote, from byte `start` on."""
-        first = max(start, self.log_size() - LOG_TAIL_BYTES)
-        return os.pread(self.log.fileno(), LOG_TAIL_BYTES, first).decode(errors="replace").strip()
-
-
 class EnginePool:
     """Engines for the model in the folder `model_path`. Usable as a context manager.
 
@@ -143,7 +107,7 @@ class EnginePool:
         self._submitted = 0
         self._wake, self._woken = socket.socketpair()
         self._thread: threading.Thread | None = None
-        self._loader: _Loader | None = None
+        self._loader: Loader | None = None
         self._workers: dict[int, _Worker] = {}
         self._failure: Exception | None = None  # the engine cannot start: every job gets this
         self._totals = _Totals()
@@ -203,7 +167,9 @@ class EnginePool:
     def _manage(self) -> None:
         """Until closed: start what is missing, hand out jobs, take in what happened."""
         try:
-            self._loader = self._start_loader()  # here: it dies with the thread that started it
+            self._loader = Loader.start(
+                self._model_path, self.settings
+            )  # here: it dies with the thread that started it
             while not self._closing:
                 self._fill()
                 self._wait()
@@ -213,29 +179,12 @@ class EnginePool:
         finally:
             self._stop()
 
-    def _start_loader(self) -> _Loader:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the loader)
-        env = environment(self.settings)
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")]))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "suite.engine.worker", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=env,
-        )
-        theirs.close()
-        ours.send(pickle.dumps((self._model_path, self.settings)))
-        return _Loader(process, ours, log, time.monotonic())
-
     def _fill(self) -> None:
         """Give jobs to idle workers, forking the workers that are missing."""
         if self._failure is not None:
             return self._fail_queue(self._failure)
         if self._loader is None and self._queue:
-            self._loader = self._start_loader()
+            self._loader = Loader.start(self._model_path, self.settings)
         if self._loader is not None and self._loader.ready:
             self._fork_missing(self._loader)
         for worker in self._workers.values():
@@ -244,7 +193,7 @@ class EnginePool:
                     self._hand_out(job, worker)
         return None
 
-    def _fork_missing(self, loader: _Loader) -> None:
+    def _fork_missing(self, loader: Loader) -> None:
         for index in set(range(self.num_workers)) - self._workers.keys():
             ours, theirs = socket.socketpair()
             try:
@@ -271,7 +220,7 @@ class EnginePool:
         control = [self._loader.control] if self._loader else []
         for source in wait([self._woken, *control, *connections]):
             if source is self._woken:
-                self._woken.recv(PACKET_BYTES)
+                self._woken.recv(WAKE_BYTES)
             elif source not in connections:
                 self._hear_loader()
             elif connections[source].index in self._workers:  # else it was buried with its loader just now
@@ -290,21 +239,19 @@ class EnginePool:
             loader.ready = True
             self._totals.start_s += time.monotonic() - loader.started_at
         else:
-            self._failure = _raised("the engine could not start", message[1:])
+            self._failure = raised("the engine could not start", message[1:])
         return None
 
-    def _bury_loader(self, loader: _Loader) -> None:
-        code = loader.process.wait()
-        ending = _ending(-code if code < 0 else code << 8)
+    def _bury_loader(self, loader: Loader) -> None:
+        how = loader.wait()
         self._loader = None
         for worker in list(self._workers.values()):
-            self._drop(worker, f"died with its loader, which {ending}", loader)
+            self._drop(worker, f"died with its loader, which {how}", loader)
         if not loader.ready:
-            self._cannot_start(f"its process {ending}", loader)
-        loader.control.close()
-        loader.log.close()
+            self._cannot_start(f"its process {how}", loader)
+        loader.close()
 
-    def _cannot_start(self, why: str, loader: _Loader) -> None:
+    def _cannot_start(self, why: str, loader: Loader) -> None:
         """Every job fails from now on, unless a better reason is known."""
         text = f"the engine could not start: {why}\n{loader.log_tail()}".strip()
         self._failure = self._failure or EngineDiedError(text)
@@ -318,7 +265,7 @@ class EnginePool:
             case ("ready",):
                 worker.started = worker.ready = True
             case ("failed", *described):
-                self._failure = _raised("the engine could not start", described)
+                self._failure = raised("the engine could not start", described)
             case ("progress", _, tokens, _):
                 self._on_progress(worker.index, tokens)
             case ("done", _, result):
@@ -327,7 +274,7 @@ class EnginePool:
                 job, worker.job = worker.job, None
                 worker.ready = usable  # else it is about to end
                 assert job is not None
-                job.future.set_exception(_raised(f"{len(job.requests)} requests", described))
+                job.future.set_exception(raised(f"{len(job.requests)} requests", described))
         return None
 
     def _finish(self, worker: _Worker, result: dict[str, Any]) -> None:
@@ -350,17 +297,17 @@ class EnginePool:
         except (EOFError, OSError):
             self._bury_loader(loader)
         else:
-            self._drop(worker, _ending(status), loader)
+            self._drop(worker, ending(status), loader)
             if not worker.started:
-                self._cannot_start(f"its worker {_ending(status)}", loader)
+                self._cannot_start(f"its worker {ending(status)}", loader)
 
-    def _drop(self, worker: _Worker, ending: str, loader: _Loader) -> None:
+    def _drop(self, worker: _Worker, how: str, loader: Loader) -> None:
         """Forget a worker that ended; fail the job it held."""
         del self._workers[worker.index]
         worker.connection.close()
         if worker.job is not None:
             held = f"{len(worker.job.requests)} requests to variant {worker.job.variant_key[:16]}"
-            what = f"engine worker {worker.index} (process {worker.pid}) {ending} while it held {held}"
+            what = f"engine worker {worker.index} (process {worker.pid}) {how} while it held {held}"
             text = f"{what}\n{loader.log_tail(worker.job.log_start)}".strip()
             worker.job.future.set_exception(EngineDiedError(text))
 
@@ -378,9 +325,8 @@ class EnginePool:
             worker.connection.close()
         if self._loader is not None:
             self._loader.process.kill()
-            self._loader.process.wait()
-            self._loader.control.close()
-            self._loader.log.close()
+            self._loader.wait()
+            self._loader.close()
         with self._lock:
             self._closing = True
         self._fail_queue(self._failure or EngineDiedError("the pool was closed"))
@@ -399,29 +345,3 @@ class _Totals:
         self.generate_s += result["generate_s"]
         self.tokens += tokens
         self.memory_gib = max(self.memory_gib, memory_gib)
-
-
-def process_memory_gib(pid: int) -> float:
-    """Memory of a process, 0 if it is gone; a page that n processes share counts as 1/n (PSS): it can be added up."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 2**20
-
-
-def _raised(what: str, described: Any) -> Exception:
-    """The exception that another process described (worker.described); its traceback there becomes a note."""
-    is_value_error, message, text = described
-    error = ValueError(message) if is_value_error else RuntimeError(f"{what}: {message}")
-    error.add_note(text)
-    return error
-
-
-def _ending(status: int) -> str:
-    """A wait status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        hint = "; if memory ran out, use fewer workers or a smaller kv_cache_bytes" if number == signal.SIGKILL else ""
-        return f"was ended by signal {signal.Signals(number).name}{hint}"
-    return f"ended with status {os.WEXITSTATUS(status)}"

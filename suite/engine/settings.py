@@ -53,7 +53,7 @@ class EngineSettings:
     device: str = field(default_factory=detect_device)
     dtype: str = "bfloat16"
     max_model_len: int | None = None
-    max_num_seqs: int = 128
+    max_num_seqs: int = 256
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     threads: int = 1

@@ -46,13 +46,14 @@ def main(control_fd: int, parent: int) -> None:
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides what it means
     model_path, settings = pickle.loads(control.recv(PACKET_BYTES))
+    gc.disable()  # collecting while thousands of modules are imported takes a fifth of the start, and finds nothing
     try:
         engine = _load(model_path, settings)
     except Exception as error:
         control.send(pickle.dumps(("failed", *described(error))))
         return
-    gc.collect()
     gc.freeze()  # the collector would otherwise write to, and so copy, the pages that workers share
+    gc.enable()
     control.send(pickle.dumps(("ready",)))
     while True:
         packet, descriptors, _, _ = socket.recv_fds(control, PACKET_BYTES, 1)
@@ -73,14 +74,16 @@ def main(control_fd: int, parent: int) -> None:
 def _load(model_path: str, settings: EngineSettings) -> Engine | None:
     for name in NOT_NEEDED:
         sys.modules[name] = None  # type: ignore[assignment]  # documented: makes its import fail
+    from suite.engine.engine import Engine, checkpoint_shapes
+
+    checkpoint_shapes(Path(model_path))  # what is no model is refused before the long import
+    import vllm.v1.engine.llm_engine  # noqa: F401
+
     import suite.modeling  # noqa: F401  (workers need it: import it before they are forked)
 
     if settings.device != "cpu":
-        import vllm.v1.engine.llm_engine  # noqa: F401
-
         return None
-    from suite.engine.engine import Engine
-
+    gc.freeze()  # vLLM collects five times while it starts: not through all modules
     return Engine(model_path, settings)
 
 
