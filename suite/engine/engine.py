@@ -68,6 +68,7 @@ class Engine:
         checked = None if weights is None else _checked(weights, self._shapes)
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checked})
+            self._llm.apply_model(_repack_heads)
         except BaseException as error:
             self._broken = f"a swap failed half way: {error}"
             raise
@@ -259,6 +260,15 @@ def _checked(
         yield name, tensor
     if missing:
         raise ValueError(f"weights {sorted(missing)} are missing: rule: a swap brings every tensor of the checkpoint")
+
+
+def _repack_heads(model: Any) -> None:
+    """Pack output heads anew: vLLM 0.32 leaves out one tied to the embedding, and on CPU goes on with the old one."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _stop_tokens(model_path: Path, tokenizer: Any) -> tuple[int, ...]:

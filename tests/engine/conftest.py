@@ -35,7 +35,7 @@ def engine(tiny_model: Path) -> Iterator[Engine]:
 class StartEngine(Protocol):
     """Starts one more float32 engine."""
 
-    def __call__(self, model: Path, **settings: int) -> Engine: ...
+    def __call__(self, model: Path, **settings: int | str) -> Engine: ...
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def another_engine(engine: Engine) -> Iterator[StartEngine]:
     """More engines beside the shared one; kept to the end, since the end of one takes vLLM's global state with it."""
     kept: list[Engine] = []
 
-    def start(model: Path, **settings: int) -> Engine:
+    def start(model: Path, **settings: int | str) -> Engine:
         kept.append(Engine(model, dataclasses.replace(FLOAT32, **settings)))  # type: ignore[arg-type]
         return kept[-1]
 

@@ -16,6 +16,7 @@ from suite.engine.engine import Engine
 
 from .conftest import StartEngine
 from .oracle import Oracle
+from .tiny_model import write_model
 
 pytestmark = pytest.mark.engine
 
@@ -138,6 +139,24 @@ def test_a_batch_bears_on_nothing(engine: Engine) -> None:
     assert engine.generate(batch[::-1]) == together[::-1]
     for i in (1, 6, 9, 12):
         assert engine.generate([batch[i]]) == [together[i]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_swap_reaches_every_layout(another_engine: StartEngine, tmp_path: Path, dtype: str) -> None:
+    """A head tied to the embedding, and the layouts that each type is packed into: all serve the new weights."""
+    model = write_model(tmp_path / "tied", tied=True)
+    other = weights(model)
+    assert "lm_head.weight" not in other
+    shutil.copytree(model, tmp_path / "other")
+    save_file(other, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    swapped, fresh = another_engine(model, dtype=dtype), another_engine(tmp_path / "other", dtype=dtype)
+    before, expected = swapped.generate(requests(6)), fresh.generate(requests(6))
+    swapped.swap([*other.items(), ("lm_head.weight", other["model.embed_tokens.weight"])])
+    assert swapped.generate(requests(6)) == expected != before
+    swapped.swap()
+    assert swapped.generate(requests(6)) == before
+    fresh.swap(load_file(model / "model.safetensors").items())
+    assert fresh.generate(requests(6)) == before
 
 
 @pytest.mark.usefixtures("swapped_back")

@@ -40,7 +40,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_model(folder: Path, seed: int = 0, hidden: int = 128, layers: int = 4, std: float = 0.08) -> Path:
+def write_model(folder: Path, tied: bool = False, hidden: int = 128, layers: int = 4, std: float = 0.08) -> Path:
     """A `Qwen2ForCausalLM` checkpoint with random weights in `folder`.
 
     Weights are wide enough that sampling wanders, and the tokens that budgets are about are likelier than the others.
@@ -48,7 +48,7 @@ def write_model(folder: Path, seed: int = 0, hidden: int = 128, layers: int = 4,
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     size = len(vocabulary())
     config = Qwen2Config(
         vocab_size=size,
@@ -59,7 +59,7 @@ def write_model(folder: Path, seed: int = 0, hidden: int = 128, layers: int = 4,
         num_key_value_heads=max(1, hidden // 64),
         max_position_embeddings=4096,
         initializer_range=std,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=vocabulary()["<eos>"],
         pad_token_id=vocabulary()["<pad>"],
