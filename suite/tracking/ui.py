@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from suite.tracking.ledger import default_uri
@@ -24,6 +25,7 @@ SETTINGS = {
 }
 # MLflow opens on its view for agents; this one shows runs.
 TRAINING_VIEW = "workflowType=machine_learning"
+VIEW_TAG = "mlflow.sharedViewState."  # + name: a view that is stored with an experiment
 
 
 def ui_command(root: Path, port: int = 5000, uri: str | None = None) -> list[str]:
@@ -96,8 +98,17 @@ def stop(server: "subprocess.Popen[bytes]", patience_s: float = 15.0) -> None:
     server.wait()
 
 
-def experiments(base: str) -> list[tuple[str, str]]:
-    """Name and id of the experiments that a server has, but for MLflow's empty default one."""
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of a server. Ours have views; in the same store there may be others."""
+
+    name: str
+    id: str
+    has_views: bool
+
+
+def experiments(base: str) -> list[Experiment]:
+    """The experiments that a server has, but for MLflow's empty default one."""
     request = urllib.request.Request(
         f"{base}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 1000}).encode(),
@@ -105,13 +116,19 @@ def experiments(base: str) -> list[tuple[str, str]]:
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         found = json.load(answer).get("experiments", [])
-    return [(e["name"], e["experiment_id"]) for e in found if e["experiment_id"] != "0"]
+    return [
+        Experiment(e["name"], e["experiment_id"], any(tag["key"] == VIEW_TAG + "cells" for tag in e.get("tags", [])))
+        for e in found
+        if e["experiment_id"] != "0"
+    ]
 
 
 def _announce(base: str) -> None:
     print(f"MLflow: {base}/#/experiments?{TRAINING_VIEW}   (Ctrl-C ends it)")
-    for name, experiment_id in experiments(base):
-        print(f"  {name}\n    cells     {table_url(base, experiment_id)}")
-        print(f"    variants  {charts_url(base, experiment_id)}")
+    for found in experiments(base):
+        if found.has_views:
+            print(
+                f"  {found.name}\n    cells     {table_url(base, found.id)}\n    variants  {charts_url(base, found.id)}"
+            )
     print("  To compare, mark runs and press Compare, or group by a tag: variant, precision, benchmark, verdict.")
     sys.stdout.flush()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from suite.tracking.ledger import Job, Ledger, Row, record_digest, shown, sqlite_path
+from suite.tracking.ui import VIEW_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,7 +168,7 @@ def open_experiment(client: "MlflowClient", job: Job) -> str:
         database = sqlite_path(job.uri)
         place = None if database is None else (database.resolve().parent / "mlruns" / job.experiment).as_uri()
         tags = {"mlflow.note.content": _note(job.spec_text), "mlflow.experimentKind": "custom_model_development"}
-        tags |= {f"mlflow.sharedViewState.{name}": json.dumps(view) for name, view in VIEWS.items()}
+        tags |= {VIEW_TAG + name: json.dumps(view) for name, view in VIEWS.items()}
         return str(client.create_experiment(job.experiment, artifact_location=place, tags=tags))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)

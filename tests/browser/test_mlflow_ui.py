@@ -35,7 +35,7 @@ def experiment(chromium: Any, records: Records, mlflow_server: Any, tmp_path_fac
 
     done = tracking.sync(root, records.cells, samples, "# Can they be compared?\n", "compared", mlflow_server.url)
     assert done == tracking.SyncResult(10, 0)
-    return dict(experiments(mlflow_server.url))["compared"]
+    return next(found.id for found in experiments(mlflow_server.url) if found.name == "compared" and found.has_views)
 
 
 def test_the_table_has_accuracy_and_verdict(visit: Callable[..., Any], mlflow_server: Any, experiment: str) -> None:
@@ -61,7 +61,6 @@ def test_charts_group_by_variant(
     page.locator(".js-plotly-plot .bars").first.wait_for()
     bars = page.locator(".js-plotly-plot").first.locator(".bars .point")
     assert bars.count() == len(records.spec.methods) + 1
-    assert "No charts" not in page.inner_text("body")
 
 
 def test_runs_side_by_side(visit: Callable[..., Any], mlflow_server: Any, experiment: str, records: Records) -> None:
@@ -77,5 +76,6 @@ def test_runs_side_by_side(visit: Callable[..., Any], mlflow_server: Any, experi
     page.get_by_text("output_tokens_mean").first.wait_for()
     said = page.inner_text("body")
     for run in found[:3]:
-        assert f"{run.data.metrics['output_tokens_mean']:g}" in said.replace(",", "")
+        assert f"\n{run.data.metrics['output_tokens_mean']:.1f}".removesuffix(".0") in said
+        assert f"\n{run.data.metrics['accuracy']:g}\n" in said
         assert run.data.tags["precision"] in said
