@@ -9,7 +9,9 @@ n is the number of output tokens, END the token </think>, `wait` and `cue` token
     n == max, thinking    `cue` is forced: END, then the rest. max = 0 forces it directly after the prompt.
     thinking ended        nothing, but for the rest of a forced cue.
 
-Every token before END counts as thinking: forced ones, and a <think> that the model writes itself, too. `max` wins over a `wait` that is still being written.
+Every token before END counts as thinking: forced ones too, and a <think> that the model writes itself. `max` wins over
+a `wait` that is still being written.
+
 The state is a function of the output tokens alone (END at index max can only have been forced, since an earlier END
 would have ended thinking), so preemption, recomputation and changes of the batch cannot disturb it. The price: below
 the minimum a "Wait" of the model's own looks like a forced one. It is completed and counted like one.
