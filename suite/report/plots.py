@@ -185,8 +185,8 @@ def _line(line: Series, xs: Sequence[float], scale: Scale) -> str:
 
 
 def budget_panel(title: str, series: Sequence[Series], longest: float) -> str:
-    """Accuracy over mean thinking tokens: a line a variant, a point a budget. Budgets are named along the foot."""
-    left, top, bottom = 34.0, 8.0, 230.0
+    """Accuracy over mean thinking tokens: a line a variant, a point a budget. Budgets are named along the top."""
+    left, top, bottom = 34.0, 26.0, 240.0
     y, x = Scale(0.0, 1.0, bottom, top), Scale(0.0, longest, left + 8, RIGHT - 12)
     parts = [y_axis(y, left, RIGHT, lambda v: points(v).removesuffix(".0"))]
     parts.append(x_axis(x, top, bottom, count, "mean thinking tokens"))
@@ -194,8 +194,8 @@ def budget_panel(title: str, series: Sequence[Series], longest: float) -> str:
     end = 0.0
     for at, label in named:  # those without room are left out: the tips and the table have them
         if at - 3.2 * len(label) > end:
-            parts.append(element("line", x1=at, x2=at, y1=bottom - 18, y2=bottom, css="guide"))
-            parts.append(text(label, at, bottom - 22, "tick", "middle"))
+            parts.append(element("line", x1=at, x2=at, y1=14, y2=bottom, css="guide"))
+            parts.append(text(label, at, 10, "tick", "middle"))
             end = at + 3.2 * len(label)
     parts += [_line(line, [x(p.x) for p in line.points], y) for line in reversed(series)]  # the first one on top
     said = "; ".join(
