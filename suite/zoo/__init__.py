@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS_DIR = Path(__file__).parent / "models"
-# Name -> training seed. Two seeds of one recipe: what holds on one of them only is no finding.
+# Name -> training seed. Two seeds of one recipe: what holds on one of them only is no finding. `list_models` says which
+# weights ship.
 MODEL_SEEDS = {"tiny-qwen2": 0, "tiny-qwen2-seed1": 1}
 # glibc gives large blocks back and page-faults them in again at each step: training is several times slower without
 # these, and they must be set before the process starts.
@@ -44,11 +45,18 @@ def model_path(name: str) -> Path:
     """The folder of an embedded model.
 
     Raises:
-        ValueError: if no embedded model has that name.
+        ValueError: if no embedded model has that name, or its weights do not ship.
     """
+    _training_seed(name)
+    if name not in list_models():
+        raise ValueError(f"model {name!r}: its weights do not ship; `suite zoo train {name}` makes them")
+    return MODELS_DIR / name
+
+
+def _training_seed(name: str) -> int:
     if name not in MODEL_SEEDS:
         raise ValueError(f"model {name!r}: not embedded; the names are {', '.join(MODEL_SEEDS)} (see `suite zoo list`)")
-    return MODELS_DIR / name
+    return MODEL_SEEDS[name]
 
 
 def list_models() -> list[str]:
@@ -60,7 +68,7 @@ def describe(name: str) -> ZooModel:
     """What ships under a name.
 
     Raises:
-        ValueError: if no embedded model has that name.
+        ValueError: as `model_path`.
     """
     folder = model_path(name)
     training = json.loads((folder / "training.json").read_text())
@@ -80,9 +88,8 @@ def train(name: str, out: Path | None = None, *, seed: int | None = None) -> Pat
         ValueError: if no embedded model has that name.
         subprocess.CalledProcessError: if training fails.
     """
-    model_path(name)
+    seed = _training_seed(name) if seed is None else seed
     folder = out or Path(name)
-    seed = MODEL_SEEDS[name] if seed is None else seed
     command = [sys.executable, "-m", "suite.zoo.train", str(folder), str(seed)]
     subprocess.run(command, env={**os.environ, **TRAINING_ENVIRONMENT}, check=True)
     return folder

@@ -45,6 +45,8 @@ class Recipe:
     share_variable: float = 0.7
     total_tokens: int = 13_000_000
     batch_tokens: int = 2048
+    # Sequences drawn at a time, sorted by length and cut into batches.
+    pool_size: int = 512
     max_length: int = 1536
     matrix_lr: float = 0.02
     vector_lr: float = 2e-3
@@ -106,7 +108,7 @@ def batches(recipe: Recipe, seed: int) -> Iterator[tuple[Batch, float]]:
     seen = 0
     while seen < recipe.total_tokens:
         progress = seen / recipe.total_tokens
-        pool = [draw_example(rng, max_steps_at(progress), recipe) for _ in range(512)]
+        pool = [draw_example(rng, max_steps_at(progress), recipe) for _ in range(recipe.pool_size)]
         pool.sort(key=lambda example: len(example[0]))
         groups = list(_group(pool, recipe.batch_tokens))
         rng.shuffle(groups)

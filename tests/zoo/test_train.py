@@ -20,7 +20,7 @@ from suite.zoo.train import (
     train_network,
 )
 
-SMALL = Recipe(shape=Shape(128, 2, 256, 4, 2), total_tokens=40_000, batch_tokens=512, warmup_steps=10)
+SMALL = Recipe(shape=Shape(128, 2, 256, 4, 2), total_tokens=40_000, batch_tokens=512, pool_size=32, warmup_steps=10)
 
 
 @pytest.fixture(scope="module")
