@@ -325,9 +325,10 @@ def _column(values: list[Any], kind: str, table: str) -> pd.Series:
     if kind == "str":
         # A sample without a level or an extracted answer has none; in a csv of cells null and "" look the same.
         empty = "" if table == "cell" else None
-        return pd.Series(
-            [empty if value is None or value is pd.NA or value != value else value for value in values], dtype="str"
-        )
+        present = [empty if value is None or value is pd.NA or value != value else value for value in values]
+        if table == "cell":  # a csv's reader takes a bare carriage return for the end of the line
+            present = [re.sub(r"\r\n?", "\n", value) if isinstance(value, str) else value for value in present]
+        return pd.Series(present, dtype="str")
     if kind == "bool":
         return pd.Series(values, dtype=None if values else "bool")
     present = [None if value is None or value is pd.NA or value == "" else value for value in values]

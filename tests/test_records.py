@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from suite import records
@@ -95,6 +95,7 @@ def test_cells_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert list(back.columns) == list(records.CELL_COLUMNS)
 
 
+@example(0.5, 1.0, 0.5, "a\rb")
 @settings(max_examples=20, deadline=None)
 @given(
     st.floats(0, 1),
