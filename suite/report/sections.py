@@ -13,6 +13,8 @@ from suite.report.paper import paper_table
 from suite.report.summary import multiplicity, sentences, verdict_counts
 from suite.report.text import MARKS, listed, plural
 
+MANY = 12  # variants: with more of them the table comes before the sentences
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -35,7 +37,11 @@ def sections(layout: Layout, answers: dict[str, Answers], reference: Sequence[Ce
     """All sections that have something to show."""
     if not layout.cells:
         return ()
-    found = [Section("In short", "summary", points=sentences(layout)), _results(layout), _failed(layout)]
+    short = Section("In short", "summary", points=sentences(layout))
+    found: list[Section | None] = [short, _results(layout)]
+    if len(short.points) > MANY:
+        found.reverse()
+    found += [_failed(layout)]
     if layout.done:
         lengths = {fingerprint: known.output_tokens for fingerprint, known in answers.items()}
         found += [_published(layout, reference, paper), _drops(layout), _precision(layout), _levels(layout, answers)]

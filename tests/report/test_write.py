@@ -200,6 +200,14 @@ def test_two_models_have_a_table_each(write: Write) -> None:
     assert "org/Model-B: tiny-hard" in html
 
 
+def test_with_many_variants_the_table_comes_first(write: Write) -> None:
+    """Sentences before the table where they are few, after it where they would push it off the screen."""
+    few, many = make_spec(), make_spec(models=("A", "B", "C"))
+    for spec, table_first in ((few, False), (many, True)):
+        markdown, _ = write(make_records(spec))
+        assert (markdown.index("## Results") < markdown.index("## In short")) == table_first
+
+
 def test_nothing_is_left_beside_the_report(write: Write, tmp_path: Path) -> None:
     """The temporary files of the atomic write are gone."""
     write(make_records())
