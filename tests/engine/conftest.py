@@ -1,8 +1,9 @@
-"""One engine and one pool for all tests of this folder: starting them takes most of the time."""
+"""One engine and one pool for all tests of this folder, ended with them: starting them takes most of the time."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -18,18 +19,21 @@ from .tiny_model import write_model
 FLOAT32 = EngineSettings(dtype="float32", max_model_len=1024, max_num_seqs=32, kv_cache_bytes=2**27)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random model with its tokenizer."""
     return write_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(tiny_model: Path) -> Iterator[Engine]:
     """A float32 engine in this process. Tests that swap swap back."""
+    environment = dict(os.environ)
     engine = Engine(tiny_model, FLOAT32)
     yield engine
     engine.close()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 class StartEngine(Protocol):
@@ -38,7 +42,7 @@ class StartEngine(Protocol):
     def __call__(self, model: Path, **settings: int | str) -> Engine: ...
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def another_engine(engine: Engine) -> Iterator[StartEngine]:
     """More engines beside the shared one; kept to the end, since the end of one takes vLLM's global state with it."""
     kept: list[Engine] = []
@@ -51,7 +55,7 @@ def another_engine(engine: Engine) -> Iterator[StartEngine]:
     kept.clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pool(tiny_model: Path) -> Iterator[EnginePool]:
     """Two float32 engines in processes of their own."""
     with EnginePool(str(tiny_model), 2, FLOAT32) as pool:
