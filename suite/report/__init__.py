@@ -5,7 +5,6 @@
 The same records give the same bytes: order comes from the spec, and nothing is stamped with a time.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from suite.report.console import console_table
 from suite.report.layout import arrange
 from suite.report.paper import published
 from suite.report.sections import answers_of, sections
+from suite.store import write_atomic
 
 if TYPE_CHECKING:
     from suite.spec import Spec
@@ -49,15 +49,7 @@ def write(
     if not layout.cells:
         status += f" `python -m suite run {spec.path}` measures it."
     folder = Path(root) / "reports"
-    folder.mkdir(parents=True, exist_ok=True)
-    page = _write(folder / f"{spec.name}.html", html.render(spec.name, spec.question, status, shown))
-    text = markdown.render(spec.name, spec.question, status, shown, page.name)
-    return _write(folder / f"{spec.name}.md", text), page
-
-
-def _write(path: Path, content: str) -> Path:
-    """Replace a file in one step: whoever has it open never sees half a report."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(content, encoding="utf-8", newline="\n")
-    partial.replace(path)
-    return path
+    text_path, page = folder / f"{spec.name}.md", folder / f"{spec.name}.html"
+    write_atomic(page, html.render(spec.name, spec.question, status, shown))
+    write_atomic(text_path, markdown.render(spec.name, spec.question, status, shown, page.name))
+    return text_path, page
