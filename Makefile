@@ -13,8 +13,9 @@ export OMP_NUM_THREADS ?= 1
 quickstart: $(STAMP)
 	@$(PY) -m suite run specs/quickstart.toml
 
+# Two at a time, in the groups and the order of tests/conftest.py.
 test: $(STAMP) browser
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

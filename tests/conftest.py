@@ -11,6 +11,23 @@ import pytest
 from suite.tracking import ui
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two workers: what shares an engine or a server stays together, and what takes long comes first."""
+    groups = {item: _group(item) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (groups[item] in slow, groups[item]), reverse=True)
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str:
+    """The folder of the engine's tests, the server of the mirror's, else the file."""
+    if item.path.parent.name == "engine":
+        return "engine"
+    return "server" if "mlflow_server" in getattr(item, "fixturenames", ()) else item.path.stem
+
+
 @dataclass
 class Server:
     """MLflow's server over a workspace of its own; it can be killed and started again."""

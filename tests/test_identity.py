@@ -56,7 +56,9 @@ def test_different_values_differ(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [Path("/tmp"), {1, 2}, math.nan, math.inf, {1: "a"}, object(), b"bytes", [Path()]], ids=repr
+    "value",
+    [Path("/tmp"), {1, 2}, math.nan, math.inf, {1: "a"}, object(), b"bytes", [Path()]],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_canonical_text_is_refused(value: object) -> None:
     """Nothing is turned into text by guess: paths, sets, NaN and objects raise, and say where they stand."""

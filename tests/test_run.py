@@ -221,7 +221,9 @@ def test_a_wrong_spec_runs_nothing(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_ends_with_130(spec: Path, tmp_path: Path) -> None:
     """SIGINT ends the run and its engines soon, with exit code 130."""
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, whoever runs the tests
     child = start(tmp_path, spec)
+    signal.signal(signal.SIGINT, ignored)
     time.sleep(4)
     child.send_signal(signal.SIGINT)
     output, _ = child.communicate(timeout=30)
