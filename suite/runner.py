@@ -1,6 +1,7 @@
 """Runs a plan: skips what is stored, computes what is not, records every cell. The only place that catches exceptions.
 
-    for each model: one pool of live engines; for each variant: calibrate -> quantize -> generate -> score -> record
+    for each model: one pool of live engines (and one more for each width of packed caches)
+    for each variant: calibrate -> quantize -> generate -> score -> record
 
 Engines never wait for the runner: the next variant is quantized and queued while they generate, and what they have
 finished is stored and scored meanwhile. The registry is written whenever a variant is done, from the store alone.
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from suite import benchmarks, calibrating, identity, stages
 from suite.calibrating import Calibrating, CalibrationError
 from suite.engine import Completion, Request
-from suite.plan import Cell, Plan, Variant, make_variant
-from suite.spec import Bf16Params
+from suite.plan import CalibrationSet, Cell, Plan, Variant, make_variant
+from suite.spec import Bf16Params, ModelRef
 from suite.store import Store
 
 if TYPE_CHECKING:
@@ -101,15 +102,20 @@ def _question_set(cell: Cell) -> QuestionSet:
 
 def _run_model(run: Run, todo: list[Cell]) -> None:
     """All cells of one model. One runner at a time: a second one on this store waits, and then finds the work done."""
-    fingerprint = todo[0].variant.model_fingerprint
+    variant = todo[0].variant
+    fingerprint = variant.model_fingerprint
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(run.store.lock("model", fingerprint, wait=False)):
-            run.progress.note(f"another run works on {todo[0].variant.model.id} in this store: waiting for it")
+            run.progress.note(f"another run works on {variant.model.id} in this store: waiting for it")
             stack.enter_context(run.store.lock("model", fingerprint))
             todo = _pending(run, todo)
         todo = [cell for cell in todo if _may_be_scored(run, cell)]
-        if todo:
-            _serve(run, todo)
+        wanted = calibrating.needed(run.store, (cell.variant for cell in todo))
+        answers = any(each.self_generated for each in wanted)  # the model itself gives them, before anything else
+        caches = {cell.cache_bits for cell in todo} | ({None} if answers else set())
+        for bits in sorted(caches, key=lambda bits: bits or 0):
+            _serve(run, variant.model, fingerprint, [cell for cell in todo if cell.cache_bits == bits], bits, wanted)
+            wanted = []
 
 
 def _may_be_scored(run: Run, cell: Cell) -> bool:
@@ -122,17 +128,22 @@ def _may_be_scored(run: Run, cell: Cell) -> bool:
     return True
 
 
-def _serve(run: Run, todo: list[Cell]) -> None:
+def _serve(
+    run: Run, model: ModelRef, fingerprint: str, todo: list[Cell], cache_bits: int | None, wanted: list[CalibrationSet]
+) -> None:
+    """The cells that one kind of engine serves, after the answers that calibrations wait for."""
     from suite.engine.pool import EnginePool
     from suite.engine.settings import EngineSettings
 
-    model = todo[0].variant.model
     try:
         checkpoint = identity.local_folder(model)
         context = json.loads((checkpoint / "config.json").read_text())["max_position_embeddings"]
-        wanted = calibrating.needed(run.store, (cell.variant for cell in todo))
-        longest = max(calibrating.longest_answer(wanted, context), *(cell.generation.max_tokens for cell in todo))
-        settings = EngineSettings(max_model_len=min(context, longest + PROMPT_TOKENS))
+        lengths = {calibrating.longest_answer(wanted, context), run.plan.spec.generation.max_tokens}
+        settings = EngineSettings(
+            max_model_len=min(context, max(lengths) + PROMPT_TOKENS),
+            packed=run.plan.spec.generation.packed,
+            cache_bits=cache_bits,
+        )
         pool = EnginePool(str(checkpoint), run.workers, settings, run.progress.tokens)
     except Exception as error:
         run.fail(todo, "model", error)
@@ -140,7 +151,7 @@ def _serve(run: Run, todo: list[Cell]) -> None:
     with contextlib.closing(pool):
         pool.start()  # returns at once: the questions are read while the engines come up
         questions = _load_questions(run, todo)
-        baseline = make_variant(model, Bf16Params(), todo[0].variant.model_fingerprint).fingerprint
+        baseline = make_variant(model, Bf16Params(), fingerprint).fingerprint
         calibrations = Calibrating(
             run.store, run.progress, pool, baseline, checkpoint, context, _prompts(todo, questions)
         )
@@ -152,7 +163,7 @@ def _serve(run: Run, todo: list[Cell]) -> None:
         run.engine_stats.append(stats)
         if stats.tokens:
             speed = stats.tokens * stats.num_workers / stats.generate_s
-            run.throughput[todo[0].variant.model_fingerprint] = speed
+            run.throughput[fingerprint] = speed
 
 
 def _prompts(todo: list[Cell], questions: Questions) -> dict[str, tuple[str, dict[str, str]]]:

@@ -20,7 +20,7 @@ from suite.calibration.documents import documents
 from suite.calibration.traces import problems, trace_requests, transcripts
 from suite.engine import Completion, Request, request_seed
 from suite.identity import fingerprint
-from suite.plan import CalibrationSet, Cell, Variant, expected_tokens, expected_trace_tokens, sampling
+from suite.plan import CalibrationSet, Cell, Variant, expected_tokens, expected_trace_tokens
 from suite.spec.methods import GptqParams
 
 if TYPE_CHECKING:
@@ -200,10 +200,9 @@ def _read_tokens(calibrated: Path) -> "Tensor":
 def cell_requests(cell: Cell, questions: Sequence[benchmarks.Question]) -> list[Request]:
     """One request for every question and seed of a cell. Its key has all that bears on the answer but the variant."""
     data, generation = benchmarks.identity(cell.benchmark.name, cell.benchmark.folder), cell.generation
-    asked = sampling(generation, cell.budget)
     return [
         Request(
-            key=fingerprint(benchmark=data, sample=question.id, seed=seed, sampling=asked)[:32],
+            key=fingerprint(benchmark=data, sample=question.id, seed=seed, sampling=cell.sampling)[:32],
             prompt=question.prompt,
             seed=request_seed(seed, cell.benchmark.name, question.id),
             max_tokens=generation.max_tokens,

@@ -24,7 +24,7 @@ ALLOWED = {
     "modeling": {"modeling", "numerics", "kernels"},
     "methods": {"methods", "modeling", "numerics", "spec", "calibration", "kernels"},
     "benchmarks": {"benchmarks", "zoo"},
-    "engine": {"engine", "modeling"},
+    "engine": {"engine", "modeling", "kernels"},
     "records": {"records"},
     "statistics": {"statistics", "records"},
     "registry": {"registry", "records", "statistics", "store"},

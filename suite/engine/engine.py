@@ -8,12 +8,13 @@ batch sizes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from suite.engine.plugin_plan import Operators
+    from suite.kernels.packed_weight import Packed
 
 THINK, END_THINK = "<think>", "</think>"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -59,12 +61,15 @@ class Engine:
         self._prompts: dict[str, list[int]] = {}
 
     def swap(
-        self, weights: Iterable[tuple[str, torch.Tensor]] | None = None, operators: Operators | None = None
+        self,
+        weights: Iterable[tuple[str, torch.Tensor]] | None = None,
+        operators: Operators | None = None,
+        packed: Mapping[str, Packed] | None = None,
     ) -> None:
         """Serve `weights` (names and shapes of the checkpoint, all of them) with `operators`, online ones.
 
         None: the checkpoint's weights, no operators. An output head that the weights do not have is the embedding; one
-        that they have is served, also where the checkpoint has none.
+        that they have is served, also where the checkpoint has none. Linears named in `packed` multiply by those codes.
         Raises: ValueError for operators that this model cannot serve, which changes nothing, and for names or shapes
         that are missing, unknown or different. Those are found only as they are loaded: the engine is then of no use
         any more.
@@ -72,12 +77,12 @@ class Engine:
         from suite.engine import plugin
 
         self._check_usable()
-        if operators is not None:
-            self._llm.apply_model(partial(plugin.check, operators=operators))
+        served: dict[str, Any] = {"operators": operators, "cache_bits": self.settings.cache_bits, "packed": packed}
+        self._llm.apply_model(partial(plugin.check, **served))
         stored = checkpoint_tensors(self.model_path) if weights is None else weights
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _checked(stored, self._shapes)})
-            self._llm.apply_model(partial(plugin.switch, operators=operators))
+            self._llm.apply_model(partial(plugin.switch, **served))
             self._llm.reset_prefix_cache()
         except BaseException as error:
             self._broken = f"a swap failed half way: {error}"
@@ -317,8 +322,14 @@ def _start_vllm(model_path: Path, settings: EngineSettings) -> Any:
     _make_scannable()
     _register_model_class(model_path)
     arguments = engine_arguments(model_path, settings)
-    config = EngineArgs(**arguments, logits_processors=[ThinkingBudgetProcessor]).create_engine_config()
-    llm = LLMEngine.from_vllm_config(plugin.configured(config), disable_log_stats=arguments["disable_log_stats"])
+    with contextlib.ExitStack() as stack:
+        if settings.cache_bits is not None:
+            from suite.engine import packed_attention
+
+            chosen = packed_attention.chosen(settings.cache_bits, settings.device)
+            arguments["attention_backend"] = stack.enter_context(chosen)
+        config = EngineArgs(**arguments, logits_processors=[ThinkingBudgetProcessor]).create_engine_config()
+        llm = LLMEngine.from_vllm_config(plugin.configured(config), disable_log_stats=arguments["disable_log_stats"])
     if HEAD not in checkpoint_shapes(model_path):
         llm.apply_model(plugin.fill_head)  # the engine's head is its own, see `engine_arguments`
     return llm

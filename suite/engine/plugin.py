@@ -10,6 +10,10 @@ with room for what the served variant declares:
 - as attention takes them, after RoPE: queries and keys rotated, keys and values rounded. So it is what was rounded that
   enters the cache.
 
+An engine with a packed cache (`packed_attention`) rounds keys and values as it stores them, so there only queries are
+rotated before. A linear whose weight comes packed multiplies by its codes (`wna16_matmul`); the unpacked weight stays,
+for the next swap.
+
 All of it is one mutable place per module, `online`, and hooks that are there only while a variant needs them: `switch`
 puts them there and takes them away. Without operators the tokens are vLLM's own, and so is the time, up to the reading
 of one attribute per product.
@@ -20,6 +24,7 @@ of one attribute per product.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,7 +39,10 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
+from suite.engine.packed_plan import PackedPlan, plan_packed
 from suite.engine.plugin_plan import AttentionPlan, Geometry, Operators, Step, plan_attention, plan_linear
+from suite.kernels.packed_weight import Packed, joined
+from suite.kernels.wna16_matmul import wna16_matmul
 
 NAME, QKV = "suite", "qkv_proj"
 
@@ -44,21 +52,28 @@ class OnlineLinearMethod(UnquantizedLinearMethod):
     """vLLM's unquantized linear, with the operators of `layer.online` around the product."""
 
     def create_weights(self, layer: nn.Module, *arguments: Any, **attributes: Any) -> None:
-        """As the base class; no operators yet."""
+        """As the base class; no operators yet, and no packed weight."""
         super().create_weights(layer, *arguments, **attributes)
-        layer.online = None
+        layer.online = layer.packed = None
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The product of `x` [tokens, in] and the layer's weight, [tokens, out]."""
         online: tuple[Step | None, AttentionPlan | None] | None = layer.online
         if online is None:
-            return super().apply(layer, x, bias)
+            return self.product(layer, x, bias)
         on_input, attention = online
         if on_input is not None:
             x = on_input(x)
         if attention is None or attention.on_projected is None:
+            return self.product(layer, x, bias)
+        return attention.on_projected(self.product(layer, x, None if attention.before_bias else bias), bias)
+
+    def product(self, layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+        """By the layer's weight, or by its codes."""
+        packed: Packed | None = layer.packed
+        if packed is None:
             return super().apply(layer, x, bias)
-        return attention.on_projected(super().apply(layer, x, None if attention.before_bias else bias), bias)
+        return wna16_matmul(x, packed, None if bias is None else bias.to(x.dtype))  # a CPU's bias is in float32
 
 
 class OnlineConfig(QuantizationConfig):
@@ -102,23 +117,40 @@ def configured(config: VllmConfig) -> VllmConfig:
     return config
 
 
-def check(model: nn.Module, operators: Operators) -> None:
-    """Raises: ValueError naming the layer whose operators this model cannot serve. Nothing is changed."""
-    _plans(model, operators)
+def check(
+    model: nn.Module, operators: Operators | None, cache_bits: int | None, packed: Mapping[str, Packed] | None
+) -> None:
+    """Raises: ValueError naming the layer of which model or cache cannot serve what `switch` gets. Changes nothing."""
+    _plans(model, operators or Operators(), cache_bits)
+    _packed_weights(model, packed or {})
 
 
-def switch(model: nn.Module, operators: Operators | None) -> None:
-    """Serve with `operators`, or with none, from the next forward pass on. Raises: as `check`, changing nothing."""
-    inputs, attentions = ({}, {}) if operators is None else _plans(model, operators)
+def switch(
+    model: nn.Module,
+    operators: Operators | None,
+    cache_bits: int | None,
+    packed: Mapping[str, Packed] | None,
+) -> None:
+    """Serve with `operators`, or with none, from the next forward pass on. Raises: as `check`, changing nothing.
+
+    `cache_bits`: of the packed cache that the engine was started with. `packed`: weights by their linear's name.
+    """
+    inputs, attentions = _plans(model, operators or Operators(), cache_bits)
+    weights = _packed_weights(model, packed or {})
     for handle in model.__dict__.get("online_hooks", []):
         handle.remove()
     model.online_hooks = []
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
-            online = inputs.get(name), attentions.get(name.removesuffix(f".{QKV}"))
+            attention = attentions.get(name.removesuffix(f".{QKV}"))
+            online = inputs[name], attention.around if isinstance(attention, PackedPlan) else attention
             module.online = None if online == (None, None) else online
+            module.packed = weights.get(name)
         elif name in attentions:
-            model.online_hooks += _hooks(module, attentions[name])
+            plan = attentions[name]
+            if isinstance(plan, PackedPlan):
+                module.attn.packed, plan = plan, plan.around
+            model.online_hooks += _hooks(module, plan)
 
 
 def fill_head(model: nn.Module) -> None:
@@ -138,11 +170,15 @@ def _hooks(attention: nn.Module, plan: AttentionPlan) -> list[RemovableHandle]:
     return handles
 
 
-def _plans(model: nn.Module, operators: Operators) -> tuple[dict[str, Step | None], dict[str, AttentionPlan]]:
+def _plans(
+    model: nn.Module, operators: Operators, cache_bits: int | None
+) -> tuple[dict[str, Step | None], dict[str, AttentionPlan | PackedPlan]]:
     """What happens to the input of each linear, fused as vLLM has it, and in each attention, by their names.
 
     Raises: ValueError naming the layer.
     """
+    if cache_bits is None and operators == Operators():
+        return {name: None for name, module in model.named_modules() if isinstance(module, LinearBase)}, {}
     operators = operators.to(next(model.parameters()).device)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, LinearBase)}
     parts = {name: _parts(model, name) for name in linears}
@@ -154,10 +190,45 @@ def _plans(model: nn.Module, operators: Operators) -> tuple[dict[str, Step | Non
     for name, module in linears.items():
         if module.tp_size > 1:
             raise ValueError(f"{name}: {module.tp_size} devices hold parts of a row: rule: operators see it whole")
-    return (
-        {name: plan_linear(parts[name], module.input_size, operators) for name, module in linears.items()},
-        {name: plan_attention(name, _geometry(model.get_submodule(name)), operators) for name in attentions},
-    )
+    inputs = {name: plan_linear(parts[name], module.input_size, operators) for name, module in linears.items()}
+    plans: dict[str, AttentionPlan | PackedPlan] = {}
+    for name in attentions:
+        module = model.get_submodule(name)
+        if cache_bits is None:
+            plans[name] = plan_attention(name, _geometry(module), operators)
+        else:
+            table = _rope_table(name, module, next(model.parameters()).dtype)
+            plans[name] = plan_packed(name, _geometry(module), operators, cache_bits, _key_bias(module), table)
+    return inputs, plans
+
+
+def _rope_table(name: str, attention: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Cosines, then sines, [positions, head_dim]. Raises: ValueError if not the halves of whole heads are turned."""
+    rope = attention.rotary_emb
+    if not rope.is_neox_style or rope.rotary_dim != attention.head_dim:
+        raise ValueError(f"{name}: RoPE of {rope.rotary_dim} numbers: rule: of all {attention.head_dim}, in halves")
+    return rope.cos_sin_cache.to(dtype)
+
+
+def _key_bias(attention: nn.Module) -> Tensor | None:
+    projection = attention.qkv_proj
+    first, width = (count * projection.head_size for count in (projection.num_heads, projection.num_kv_heads))
+    return None if projection.bias is None else projection.bias.data[first : first + width].clone()
+
+
+def _packed_weights(model: nn.Module, packed: Mapping[str, Packed]) -> dict[str, Packed]:
+    """Weights of linears as vLLM fuses them. Raises: ValueError for a linear of which only a part comes packed."""
+    device = next(model.parameters()).device
+    weights = {}
+    for name, module in model.named_modules():
+        parts = (
+            [packed[part] for part in _parts(model, name) if part in packed] if isinstance(module, LinearBase) else []
+        )
+        if parts and len(parts) < len(_parts(model, name)):
+            raise ValueError(f"{name}: packed in part: rule: what is multiplied together is packed together")
+        if parts:
+            weights[name] = joined(parts).to(device)
+    return weights
 
 
 def _parts(model: nn.Module, name: str) -> list[str]:

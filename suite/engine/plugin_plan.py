@@ -31,6 +31,7 @@ from suite.modeling.operators import (
 )
 
 Step = Callable[[Tensor], Tensor]
+OnAttention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class AttentionPlan:
     on_projected: Callable[[Tensor, Tensor | None], Tensor] | None
     before_bias: bool
     on_normed_key: Step | None
-    on_attention: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None
+    on_attention: OnAttention | None
 
 
 def plan_linear(parts: Sequence[str], width: int, operators: Operators) -> Step | None:
@@ -86,7 +87,7 @@ def plan_linear(parts: Sequence[str], width: int, operators: Operators) -> Step 
             )
     if ops == LinearOperators():
         return None
-    with _naming(parts[0]):
+    with naming(parts[0]):
         for tensor, shape in _linear_shapes(ops, width):
             _check_shape(tensor, shape, tensors)
         apply_linear_operators(_probe(width, tensors), ops, tensors)
@@ -99,8 +100,8 @@ def plan_attention(name: str, shape: Geometry, operators: Operators) -> Attentio
     Raises: ValueError naming it if that does not fit.
     """
     ops, tensors = operators.attention_operators.get(name, AttentionOperators()), operators.operator_tensors
-    with _naming(name):
-        _check_attention(ops, shape, tensors)
+    with naming(name):
+        check_attention(ops, shape, tensors)
     after_norm = ops.key_place == "before_rope" and shape.has_key_norm
     return AttentionPlan(
         on_projected=_on_projected(ops, shape, tensors),
@@ -129,9 +130,7 @@ def _on_projected(
     return on_projected
 
 
-def _on_attention(
-    ops: AttentionOperators, shape: Geometry, tensors: Mapping[str, Tensor]
-) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None:
+def _on_attention(ops: AttentionOperators, shape: Geometry, tensors: Mapping[str, Tensor]) -> OnAttention | None:
     if ops.rotation is None and ops.value is None and ops.key_place != "after_rope":
         return None
     together = ops.key == ops.value and ops.key_place == "after_rope"
@@ -152,7 +151,7 @@ def _on_attention(
     return on_attention
 
 
-def _check_attention(ops: AttentionOperators, shape: Geometry, tensors: Mapping[str, Tensor]) -> None:
+def check_attention(ops: AttentionOperators, shape: Geometry, tensors: Mapping[str, Tensor]) -> None:
     if isinstance(ops.rotation, Kronecker) and ops.query_rotation is None:
         raise ValueError(f"{ops.rotation}: rule: a Kronecker rotation of keys has one of queries")
     before_bias = ops.key_place == "before_bias"
@@ -200,7 +199,7 @@ def _probe(shape: int | tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tenso
 
 
 @contextmanager
-def _naming(layer: str) -> Iterator[None]:
+def naming(layer: str) -> Iterator[None]:
     """Whatever does not fit becomes a ValueError that names the layer."""
     try:
         yield

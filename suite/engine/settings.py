@@ -1,7 +1,7 @@
 """How the engine runs: settings, the machine's part of them, and vLLM's environment variables. No torch, no vLLM.
 
-None of this bears on what a cell means, only on where and how fast it runs; but for `dtype`: float32 is for tests of
-identity, cells run in bfloat16.
+None of this bears on what a cell means, only on where and how fast it runs; but for `dtype` (float32 is for tests of
+identity, cells run in bfloat16) and for what is served packed, which is part of a cell's identity.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class EngineSettings:
     """`max_model_len` (tokens of prompt and output) None: the model's own. `kv_cache_bytes` None: see the function.
 
     `max_num_seqs` requests are generated at once; a CPU core gains little beyond that. `threads` is 1 because two
-    engines of one thread each are faster than one of two.
+    engines of one thread each are faster than one of two. `packed`: weights of 3 and 4 bits multiply as codes.
+    `cache_bits`, 4 or 3: keys and values are kept as codes, and only variants that round them so can be served
+    (`packed_plan`); None: as numbers, rounded before if at all.
     """
 
     device: str = field(default_factory=detect_device)
@@ -57,6 +59,8 @@ class EngineSettings:
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     threads: int = 1
+    packed: bool = False
+    cache_bits: int | None = None
 
     def default_workers(self) -> int:
         """One engine a core on CPU, one on CUDA."""

@@ -141,12 +141,14 @@ def _generate(jobs: Connection, number: int, engine: Engine, requests: list[Requ
 def _swap(engine: Engine, variant_dir: Path | None) -> None:
     if variant_dir is None:
         return engine.swap()
+    from suite.engine.packed_plan import packed_weights
     from suite.engine.plugin_plan import Operators
     from suite.modeling import QuantizedModel
 
     model = QuantizedModel.load(variant_dir)
     operators = Operators(model.linear_operators, model.attention_operators, model.operator_tensors)
-    return engine.swap(model.state_dict(), None if model.weight_only else operators)
+    packed = packed_weights(model) if engine.settings.packed else None
+    return engine.swap(model.state_dict(), None if model.weight_only else operators, packed)
 
 
 def die_with(parent: int) -> None:

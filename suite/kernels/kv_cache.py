@@ -47,12 +47,15 @@ class Cache:
         """Values of a head."""
         return self.codes.shape[-1] * 8 // self.bits
 
-    def dequantize(self) -> Tensor:
-        """The float32 keys or values of every slot: [slots, kv_heads, head_dim]."""
-        codes = unpack(self.codes, self.bits).float()  # [kv_heads, slots, head_dim]
+    def dequantize(self, slots: Tensor | None = None) -> Tensor:
+        """The float32 keys or values of `slots` (int64), or of every slot: [slots, kv_heads, head_dim]."""
+        codes, scale, zero_point = self.codes, self.scale, self.zero_point
+        if slots is not None:
+            codes = codes[:, slots]
+            scale, zero_point = (x if self.static else x[:, slots] for x in (scale, zero_point))
         axis = 1 if self.static else 2
-        x = self.scale.unsqueeze(axis) * (codes - self.zero_point.float().unsqueeze(axis))
-        return x.transpose(0, 1).contiguous()
+        steps = unpack(codes, self.bits).float() - zero_point.float().unsqueeze(axis)  # [kv_heads, slots, head_dim]
+        return (scale.unsqueeze(axis) * steps).transpose(0, 1).contiguous()
 
 
 def empty(slots: int, kv_heads: int, head_dim: int, bits: int, device: torch.device | str = "cpu") -> Cache:
@@ -66,11 +69,39 @@ def empty(slots: int, kv_heads: int, head_dim: int, bits: int, device: torch.dev
 
 def empty_static(slots: int, low: Tensor, high: Tensor, bits: int) -> Cache:
     """Room for `slots` tokens on given asymmetric ranges `low`, `high` [kv_heads, head_dim], widened to hold zero."""
+    room = empty(slots, low.shape[0], low.shape[1], bits, low.device)
+    return Cache(room.codes, *static_grid(low, high, bits), bits, static=True)
+
+
+def static_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(scale, zero point) of asymmetric ranges [kv_heads, head_dim], each widened to hold zero, in float32."""
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     scale = (high - low) / (2**bits - 1)
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    room = empty(slots, low.shape[0], low.shape[1], bits, low.device)
-    return Cache(room.codes, scale.contiguous(), torch.round(-low / scale), bits, static=True)
+    return scale.contiguous(), torch.round(-low / scale)
+
+
+def token_bytes(head_dim: int, bits: int) -> int:
+    """Bytes of one token's key and value of one head: codes, two scales, two zero points."""
+    return 2 * (head_dim * bits // 8 + 4 + 1)
+
+
+def pair_in(buffer: Tensor, kv_heads: int, head_dim: int, bits: int) -> tuple[Cache, Cache]:
+    """Keys and values that share the bytes of a buffer (uint8, in a row) with room for `token_bytes` a slot and head.
+
+    Raises: ValueError if the buffer is not made of whole slots.
+    """
+    slots, rest = divmod(buffer.numel(), kv_heads * token_bytes(head_dim, bits))
+    if rest or not buffer.is_contiguous():
+        raise ValueError(f"a buffer of {buffer.numel()} bytes: rule: slots of {kv_heads} heads in a row, and no more")
+    width = head_dim * bits // 8
+    sizes = [kv_heads * slots * size for size in (4, 4, width, width, 1, 1)]  # what needs alignment comes first
+    parts = buffer.view(-1).split(sizes)
+    scales = [part.view(torch.float32).view(kv_heads, slots) for part in parts[:2]]
+    codes = [part.view(kv_heads, slots, width) for part in parts[2:4]]
+    zeros = [part.view(kv_heads, slots) for part in parts[4:]]
+    keys, values = (Cache(*part, bits) for part in zip(codes, scales, zeros, strict=True))
+    return keys, values
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

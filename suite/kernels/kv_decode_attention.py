@@ -54,6 +54,11 @@ class Pages:
     lengths: Tensor  # int32 [batch]
     size: int
 
+    def slots(self, sequence: int, length: int) -> Tensor:
+        """Where a sequence's first `length` tokens are, int64."""
+        at = torch.arange(length, device=self.table.device)
+        return self.table[sequence].long()[at // self.size] * self.size + at % self.size
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -81,12 +86,10 @@ def kv_decode_attention_ref(
     batch, heads, head_dim = q.shape
     scale = head_dim**-0.5 if scale is None else scale
     out = torch.zeros(batch, heads, head_dim, device=q.device)
-    all_keys, all_values = keys.dequantize(), values.dequantize()  # [slots, kv_heads, head_dim]
     for b, length in enumerate(pages.lengths.tolist()):
-        at = torch.arange(length, device=q.device)
-        slots = pages.table[b].long()[at // pages.size] * pages.size + at % pages.size
-        k, v = all_keys[slots], all_values[slots]
-        k = k if rope is None else rope.apply(k, at)
+        slots = pages.slots(b, length)
+        k, v = keys.dequantize(slots), values.dequantize(slots)  # [tokens, kv_heads, head_dim]
+        k = k if rope is None else rope.apply(k, torch.arange(length, device=q.device))
         grouped = q[b].float().reshape(k.shape[1], -1, head_dim)  # [kv_heads, queries, head_dim]
         scores = grouped @ k.permute(1, 2, 0) * scale  # [kv_heads, queries, tokens]
         if length:
@@ -187,13 +190,19 @@ def _check(q: Tensor, keys: Cache, values: Cache, rope: Rope | None) -> None:
         raise ValueError(f"cos {tuple(rope.cos.shape)} {rope.cos.dtype}: rule: [positions, {head_dim // 2}], {q.dtype}")
 
 
-def _check_for_kernel(q: Tensor, keys: Cache, pages: Pages) -> None:
-    queries = q.shape[1] // keys.codes.shape[0]
-    if q.dtype != torch.bfloat16 or q.shape[2] != HEAD_DIM or queries > QUERIES:
+def check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raises: ValueError for heads that the kernels do not take."""
+    if head_dim != HEAD_DIM or heads > QUERIES * kv_heads:
         raise ValueError(
-            f"queries {tuple(q.shape)} {q.dtype} for {keys.codes.shape[0]} key-value heads: rule: bfloat16, head_dim "
-            f"{HEAD_DIM}, at most {QUERIES} queries a key-value head"
+            f"{heads} heads of {head_dim}, {kv_heads} of keys and values: rule: on a CUDA device heads of {HEAD_DIM}, "
+            f"at most {QUERIES} queries a key-value head"
         )
+
+
+def _check_for_kernel(q: Tensor, keys: Cache, pages: Pages) -> None:
+    check_heads(q.shape[1], keys.codes.shape[0], q.shape[2])
+    if q.dtype != torch.bfloat16:
+        raise ValueError(f"queries in {q.dtype}: rule: on a CUDA device in bfloat16")
     if pages.size % BLOCK:
         raise ValueError(f"pages of {pages.size} tokens: rule: a multiple of {BLOCK}")
 

@@ -1,11 +1,13 @@
 """Weights in 4 or 3 bits with a grid for each group of 128 inputs, as `wna16_matmul` reads them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 GROUP = 128
+BITS = (3, 4)
 SMALLEST_EXPONENT = 99 << 23  # of a scale, in the bits of a float32: 2^-28
 
 
@@ -63,7 +65,7 @@ def pack(codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> 
     Raises: ValueError for other bits than 3 or 4, and for other groups than 128 neighbouring inputs.
     """
     outputs, inputs = codes.shape
-    if bits not in (3, 4):
+    if bits not in BITS:
         raise ValueError(f"{bits} bits: rule: 3 or 4; remedy: serve the dequantized weight")
     if inputs % GROUP or scale.shape != (outputs, inputs // GROUP):
         raise ValueError(f"grid {tuple(scale.shape)} of a weight {tuple(codes.shape)}: rule: groups of {GROUP} inputs")
@@ -88,6 +90,16 @@ def _grid(scale: Tensor, zero_point: Tensor) -> Tensor:
 def _signed(words: Tensor, bits: int) -> Tensor:
     """Unsigned numbers as the signed ones of the same bits."""
     return torch.where(words >> (bits - 1) > 0, words - (1 << bits), words)
+
+
+def joined(weights: Sequence[Packed]) -> Packed:
+    """Weights of the same inputs as one, its outputs theirs in their order. Raises: ValueError if they do not fit."""
+    bits, inputs = weights[0].bits, weights[0].shape[1]
+    if any((weight.bits, weight.shape[1]) != (bits, inputs) for weight in weights):
+        raise ValueError(f"weights of {[(w.bits, w.shape) for w in weights]}: rule: the same bits and inputs")
+    low, grid = (torch.cat([getattr(w, name) for w in weights], 1) for name in ("low", "grid"))
+    high = weights[0].high if bits == 4 else torch.cat([w.high for w in weights], 1)
+    return Packed(low, high, grid, bits)
 
 
 def unpack(weight: Packed) -> Tensor:

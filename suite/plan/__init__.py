@@ -22,7 +22,6 @@ from suite.plan.matrix import (
     budgets_of,
     make_plan,
     make_variant,
-    sampling,
 )
 from suite.plan.memory import QuantizeMemory, quantize_memory
 from suite.plan.paper import join_paper
@@ -47,7 +46,6 @@ __all__ = [
     "make_variant",
     "quantize_memory",
     "read_throughput",
-    "sampling",
     "to_do",
     "to_json",
 ]

@@ -6,7 +6,7 @@ calibration set = model x calibration: the tokens that all variants share which 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from suite import benchmarks
@@ -78,6 +78,37 @@ class Cell:
     def num_samples(self) -> int:
         """Questions asked, once per seed."""
         return self.benchmark.num_samples or benchmarks.size(self.benchmark.name)
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is served from codes: the spec asks for it, and the variant has weights or a cache to pack."""
+        precision = self.variant.method.precision
+        return self.generation.packed and (precision.packs_weights or precision.packs_cache)
+
+    @property
+    def cache_bits(self) -> int | None:
+        """Bits of the codes that the engine keeps keys and values in; None: it keeps them as numbers."""
+        precision = self.variant.method.precision
+        return precision.kv_bits if self.generation.packed and precision.packs_cache else None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What bears on the text of an answer, beside variant and question.
+
+        The cue and the "Wait" count only under a budget that uses them, packing only where it packs something.
+        """
+        generation, budget = self.generation, self.budget
+        sampled = {
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "top_k": generation.top_k,
+            "max_tokens": generation.max_tokens,
+            "thinking_min": budget.min,
+            "thinking_max": budget.max,
+            "answer_cue": None if budget.max is None else generation.answer_cue,
+            "wait": None if budget.min is None else generation.wait,
+        }
+        return sampled | ({"packed": True} if self.packed else {})
 
     @property
     def name(self) -> str:
@@ -186,30 +217,17 @@ class _BenchmarkIdentities:
         self.sizes = {b.name: b.num_samples or benchmarks.size(b.name) for b in spec.benchmarks}
 
     def cell(self, variant: Variant, benchmark: BenchmarkRef, budget: Budget) -> Cell:
+        cell = Cell(variant, benchmark, budget, self.spec.seeds, self.spec.generation, fingerprint="")
         identity = fingerprint(
             stage="score",
             variant=variant.fingerprint,
             benchmark=self.identities[benchmark.name],
             num_samples=self.sizes[benchmark.name],
-            seeds=sorted(self.spec.seeds),
-            sampling=sampling(self.spec.generation, budget),
+            seeds=sorted(cell.seeds),
+            sampling=cell.sampling,
             scorer=benchmarks.SCORER_VERSION,
         )
-        return Cell(variant, benchmark, budget, self.spec.seeds, self.spec.generation, identity)
-
-
-def sampling(generation: Generation, budget: Budget) -> dict[str, Any]:
-    """What bears on the text of an answer. The cue and the "Wait" count only under a budget that uses them."""
-    return {
-        "temperature": generation.temperature,
-        "top_p": generation.top_p,
-        "top_k": generation.top_k,
-        "max_tokens": generation.max_tokens,
-        "thinking_min": budget.min,
-        "thinking_max": budget.max,
-        "answer_cue": None if budget.max is None else generation.answer_cue,
-        "wait": None if budget.min is None else generation.wait,
-    }
+        return replace(cell, fingerprint=identity)
 
 
 def _check_distinct(variants: list[Variant]) -> None:

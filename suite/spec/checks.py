@@ -47,6 +47,7 @@ def check(parts: Parts, report: Report, complete: bool) -> None:
     _budgets(parts, report)
     complete = _methods(parts, report, complete) and complete
     _calibrations(parts, report)
+    _packed(parts, report)
     _seeds(parts, report)
     _excludes(parts, report, complete)
     for model in parts.models:
@@ -150,6 +151,21 @@ def _methods(parts: Parts, report: Report, complete: bool) -> bool:
 
 def _share_a_model(one: MethodParams, other: MethodParams) -> bool:
     return one.models is None or other.models is None or bool(set(one.models) & set(other.models))
+
+
+def _packed(parts: Parts, report: Report) -> None:
+    """What is served as codes has a kernel's groups, and there is something to serve so."""
+    if parts.generation is None or not parts.generation.packed:
+        return
+    for method in parts.methods:
+        precision = method.value.precision
+        if precision.packs_weights and precision.group_size not in (None, 128):
+            rule = "packed weights have groups of 128 inputs, or one grid a row"
+            report(method.at("precision"), rule, "use -g128, or generation.packed = false", str(precision))
+    precisions = [method.value.precision for method in parts.methods]
+    if precisions and not any(precision.packs_weights or precision.packs_cache for precision in precisions):
+        rule = "no variant has weights or a cache of 3 or 4 bits"
+        report("generation.packed", rule, "remove the key, or add such a precision", True)
 
 
 def _seeds(parts: Parts, report: Report) -> None:

@@ -85,7 +85,11 @@ class BenchmarkRef(_Frozen):
 
 
 class Generation(_Frozen):
-    """How answers are sampled. Defaults: the papers' settings (temperature 0.6, top_p 0.95, 32768 tokens)."""
+    """How answers are sampled. Defaults: the papers' settings (temperature 0.6, top_p 0.95, 32768 tokens).
+
+    `packed`: weights and caches of 3 and 4 bits are served as codes, as a deployment would, and not dequantized. That
+    is another order of sums and one rounding less, so its cells are other cells.
+    """
 
     temperature: float = Field(default=0.6, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -94,6 +98,7 @@ class Generation(_Frozen):
     thinking_budgets: tuple[Budget, ...] = Field(default=(Budget(),), min_length=1)
     answer_cue: str = Field(default="</think>\n\n**Final Answer**\n\\boxed{", min_length=1)
     wait: str = Field(default="Wait", min_length=1)
+    packed: bool = False
 
     @field_validator("thinking_budgets")
     @classmethod

@@ -15,6 +15,7 @@ from suite.spec.errors import RuleError
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 MXFP4_BLOCK = 32
+PACKABLE = (3, 4)  # bits of weights and caches that can be served as codes
 FORM = "a precision is written W<bits>A<bits>KV<bits>[-g<group size>], or MXFP4"
 
 _PATTERN = re.compile(r"W([1-9]\d*)A([1-9]\d*)KV([1-9]\d*)(?:-g(\d+))?")
@@ -53,6 +54,16 @@ class Precision(BaseModel):
     def quantized(self) -> bool:
         """Whether anything is kept in less than bf16."""
         return min(self.weight_bits, self.activation_bits, self.kv_bits) < 16
+
+    @property
+    def packs_weights(self) -> bool:
+        """Whether weights can be served as codes."""
+        return self.format == "int" and self.weight_bits in PACKABLE
+
+    @property
+    def packs_cache(self) -> bool:
+        """Whether keys and values can be kept as codes."""
+        return self.format == "int" and self.kv_bits in PACKABLE
 
     def __str__(self) -> str:
         if self.format == "mxfp4":

@@ -349,6 +349,20 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "  leaves no room for an answer in max_tokens = 2048\n"
         "  lower it, or raise generation.max_tokens: thinking and answer share it",
     ),
+    "packed groups that no kernel has": (
+        RIGHT[RIGHT.index("precisions") :],
+        RIGHT[RIGHT.index("precisions") :].replace("g128", "g64") + "packed = true\n",
+        'method[0].precisions[0] = "W4A16KV16-g64"\n'
+        "  packed weights have groups of 128 inputs, or one grid a row\n"
+        "  use -g128, or generation.packed = false",
+    ),
+    "nothing to pack": (
+        RIGHT[RIGHT.index("precisions") :],
+        RIGHT[RIGHT.index("precisions") :].replace("W4", "W8") + "packed = true\n",
+        "generation.packed = true\n"
+        "  no variant has weights or a cache of 3 or 4 bits\n"
+        "  remove the key, or add such a precision",
+    ),
     "budget twice": (
         "[{}]",
         "[{ max = 8 }, { max = 8 }]",
