@@ -15,7 +15,7 @@ quickstart: $(STAMP)
 
 # Two at a time, in the groups and the order of tests/conftest.py.
 test: $(STAMP) browser
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -5,27 +5,37 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from suite.tracking import ui
 
+SERVER = ("tests/test_tracking.py", "tests/browser/test_mlflow_ui.py")  # they share `mlflow_server`
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+
+def _group(nodeid: str) -> str:
+    """What one worker runs: the engine's tests, the server's, else a file."""
+    path = nodeid.split("::")[0]
+    return "engine" if path.startswith("tests/engine/") else "server" if path in SERVER else path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two workers: what shares an engine or a server stays together, and what takes long comes first."""
-    groups = {item: _group(item) for item in items}
-    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (groups[item] in slow, groups[item]), reverse=True)
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Groups with slow tests first: with two workers, a long one begun last would run alone."""
+    slow = {_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (_group(item.nodeid) in slow, _group(item.nodeid)), reverse=True)
 
 
-def _group(item: pytest.Item) -> str:
-    """The folder of the engine's tests, the server of the mirror's, else the file."""
-    if item.path.parent.name == "engine":
-        return "engine"
-    return "server" if "mlflow_server" in getattr(item, "fixturenames", ()) else item.path.stem
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups in their order (pytest-xdist 3.8 has them by marks, too, but not with pytest 9)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
 
 
 @dataclass

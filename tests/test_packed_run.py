@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_run import suite
+from small_run import suite
 
 from suite.plan import make_plan
 from suite.records import read_cells

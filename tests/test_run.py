@@ -1,88 +1,35 @@
 """`suite run` end to end with the real engine: what is stored is skipped, what breaks is recorded, nothing is lost."""
 
 import json
-import os
-import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from small_run import SPEC, generated_keys, results, start, suite, whole_run
 
-from suite.records import read_cells
 from suite.store import Store
 
 pytestmark = pytest.mark.engine
 
-SPEC = """# Do the parts of a run hold together?
-name = "small"
-seeds = [1, 2]
 
-[[model]]
-id = "tiny-qwen2"
-
-[[method]]
-name = "rtn"
-precisions = ["W4A16KV16-g128", "W2A16KV16-g128"]
-
-[[benchmark]]
-name = "tiny-easy"
-num_samples = 12
-thinking_budgets = [{}, { max = 0 }]
-
-[generation]
-max_tokens = 160
-"""
-COSTS = ["seconds", "peak_memory_gib"]  # measured anew by every run, so they differ
-
-
-def suite(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """One command of the suite in a process of its own."""
-    command = [sys.executable, "-m", "suite", "--root", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=300)
-
-
-def start(root: Path, spec: Path) -> subprocess.Popen[str]:
-    """A run in the background."""
-    command = [sys.executable, "-m", "suite", "--root", str(root), "run", str(spec)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def results(root: Path) -> pd.DataFrame:
-    """The registry without what a clock or a memory gauge says."""
-    return read_cells(root / "registry" / "results" / "small.csv").drop(columns=COSTS)
-
-
-def generated_keys(root: Path) -> list[str]:
-    """Variant and key of all requests in stored batches."""
-    batches = [a.inputs for a in Store(root / "runs").all("generate", "")]
-    return [f"{inputs['variant'][:8]} {key}" for inputs in batches for key in inputs["requests"]]
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The spec, and a workspace in which its run went through at once."""
+    return whole_run(tmp_path_factory.mktemp("unbroken"))
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("spec") / "small.toml"
-    path.write_text(SPEC)
-    return path
+def spec(unbroken: tuple[Path, Path]) -> Path:
+    """The spec."""
+    return unbroken[0]
 
 
-@pytest.fixture(scope="module")
-def unbroken(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A workspace in which the run went through at once, and the seconds it took."""
-    root = tmp_path_factory.mktemp("unbroken")
-    started = time.perf_counter()
-    done = suite(root, "run", str(spec))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root, time.perf_counter() - started
-
-
-def test_a_run_ends_in_a_table_a_registry_a_report_and_a_mirror(unbroken: tuple[Path, float]) -> None:
+def test_a_run_ends_in_a_table_a_registry_a_report_and_a_mirror(unbroken: tuple[Path, Path]) -> None:
     """Every cell is done, on disk as rows and samples, in both reports and in MLflow."""
-    root, _ = unbroken
+    _, root = unbroken
     rows = results(root)
     assert len(rows) == 6
     assert set(rows.status) == {"done"}
@@ -96,17 +43,17 @@ def test_a_run_ends_in_a_table_a_registry_a_report_and_a_mirror(unbroken: tuple[
     assert (root / "mlflow.db").is_file()
 
 
-def test_the_embedded_model_reasons(unbroken: tuple[Path, float]) -> None:
+def test_the_embedded_model_reasons(unbroken: tuple[Path, Path]) -> None:
     """BF16 solves the easy problems by thinking, and does not without."""
-    rows = results(unbroken[0])
+    rows = results(unbroken[1])
     bf16 = rows[rows.method == "bf16"].set_index(rows[rows.method == "bf16"].thinking_max.fillna(-1))
     assert bf16.loc[-1, "accuracy"] > 0.8
     assert bf16.loc[0, "accuracy"] < 0.2
 
 
-def test_a_second_run_has_nothing_to_do(spec: Path, unbroken: tuple[Path, float]) -> None:
+def test_a_second_run_has_nothing_to_do(spec: Path, unbroken: tuple[Path, Path]) -> None:
     """Everything is stored: same registry bytes, no new batch, exit 0."""
-    root, _ = unbroken
+    _, root = unbroken
     path = root / "registry" / "results" / "small.csv"
     before, batches = path.read_bytes(), generated_keys(root)
     done = suite(root, "run", str(spec))
@@ -116,9 +63,9 @@ def test_a_second_run_has_nothing_to_do(spec: Path, unbroken: tuple[Path, float]
     assert generated_keys(root) == batches
 
 
-def test_results_and_plan_speak_json(spec: Path, unbroken: tuple[Path, float]) -> None:
+def test_results_and_plan_speak_json(spec: Path, unbroken: tuple[Path, Path]) -> None:
     """`results --format json` is a list of rows, `plan --json` knows what is stored."""
-    root, _ = unbroken
+    _, root = unbroken
     rows = json.loads(suite(root, "results", "small", "--format", "json", "--where", "method == 'bf16'").stdout)
     assert {row["method"] for row in rows} == {"bf16"}
     assert len(rows) == 2
@@ -128,10 +75,10 @@ def test_results_and_plan_speak_json(spec: Path, unbroken: tuple[Path, float]) -
 
 @pytest.mark.parametrize("stage", ["quantize", "generate", "score"])
 def test_a_flipped_byte_is_named_and_only_that_part_computed_again(
-    spec: Path, unbroken: tuple[Path, float], stage: str
+    spec: Path, unbroken: tuple[Path, Path], stage: str
 ) -> None:
     """One byte of one stored file: the file is named and set aside, and the registry comes out the same."""
-    root, _ = unbroken
+    _, root = unbroken
     before, others = results(root), set(generated_keys(root))
     artifacts = [a for a in Store(root / "runs").all(stage, "") if "rtn" in a.path.name]
     artifact = artifacts[0]
@@ -149,37 +96,18 @@ def test_a_flipped_byte_is_named_and_only_that_part_computed_again(
     assert set(generated_keys(root)) == others
 
 
-@pytest.mark.slow
-def test_kill_9_at_twenty_random_points(spec: Path, unbroken: tuple[Path, float], tmp_path: Path) -> None:
-    """Killed at random moments, five times a store, then run to the end: the unbroken run's registry, nothing twice."""
-    whole, duration_s = unbroken
-    moments = random.Random(0)
-    for round_ in range(4):
-        root = tmp_path / str(round_)
-        for _ in range(5):
-            child = start(root, spec)
-            time.sleep(moments.uniform(0.2, duration_s))
-            os.kill(child.pid, signal.SIGKILL)
-            child.communicate()
-        done = suite(root, "run", str(spec))
-        assert done.returncode == 0, done.stdout + done.stderr
-        pd.testing.assert_frame_equal(results(root), results(whole))
-        keys = generated_keys(root)
-        assert len(keys) == len(set(keys))
-        assert set(keys) == set(generated_keys(whole))
-
-
-def test_two_runners_on_one_store_compute_once(spec: Path, unbroken: tuple[Path, float], tmp_path: Path) -> None:
+def test_two_runners_on_one_store_compute_once(spec: Path, unbroken: tuple[Path, Path], tmp_path: Path) -> None:
     """Two runs of one spec at the same time: both succeed, each request is generated once."""
     children = [start(tmp_path, spec) for _ in range(2)]
     for child in children:
         output, _ = child.communicate(timeout=300)
         assert child.returncode == 0, output
-    pd.testing.assert_frame_equal(results(tmp_path), results(unbroken[0]))
+    pd.testing.assert_frame_equal(results(tmp_path), results(unbroken[1]))
     keys = generated_keys(tmp_path)
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     """A budget without room for an answer fails its cells with stage and message; exit 1; the next run tries again."""
     spec = tmp_path / "small.toml"
@@ -196,13 +124,13 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None
         assert "room for the budget" in done.stdout.replace("\n", " ")
 
 
-def test_a_dead_tracking_server_costs_a_warning(spec: Path, unbroken: tuple[Path, float]) -> None:
+def test_a_dead_tracking_server_costs_a_warning(spec: Path, unbroken: tuple[Path, Path]) -> None:
     """With nobody listening at MLFLOW_TRACKING_URI the run succeeds quickly and says so."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = time.perf_counter()
-    done = suite(unbroken[0], "run", str(spec), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    done = suite(unbroken[1], "run", str(spec), MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     assert done.returncode == 0, done.stderr
     assert "MLflow" in done.stdout + done.stderr
     assert time.perf_counter() - started < 60

@@ -9,6 +9,7 @@ that of a dequantized key or value to the model's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,24 +119,16 @@ def plan_packed(
             check_heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
         key, value = _packable(ops, bits)
         heads = (shape.num_kv_heads, shape.head_dim)
-        factors = torch.tensor([[op.clip, op.clip] for op in (key, value)], device=table.device)
-        for row, op in enumerate((key, value)):
-            for end, clip in enumerate((op.clip_low, op.clip_high)):
-                if clip is not None:
-                    factors[row, end] *= tensors[clip].item()
+        factors = torch.stack([_end_factors(op, tensors) for op in (key, value)]).to(table.device)
         if key.granularity == "token_head":
-            rotation, norm = _rotation(ops, shape, operators)
-            around = AttentionPlan(None, False, None, _queries_rotated(ops, shape, operators))
-            plan = KeyPlan(rotation, norm, None, factors, key.symmetric)
-            return PackedPlan(bits, plan, None, None, around)
-        low, high = (tensors[str(name)].reshape(heads) for name in (key.low, key.high))
-        before_bias = key.place == "before_bias"
+            rotation, norm = _rotation(ops, shape.head_dim, tensors, table.device)
+            around = AttentionPlan(None, False, None, _queries_rotated(ops, shape, tensors))
+            return PackedPlan(bits, KeyPlan(rotation, norm, None, factors, key.symmetric), None, None, around)
+        heads, before_bias = (shape.num_kv_heads, shape.head_dim), key.place == "before_bias"
+        static = static_grid(tensors[str(key.low)].reshape(heads), tensors[str(key.high)].reshape(heads), bits)
         cos, sin = (half.contiguous() for half in table.chunk(2, -1))
-        offset = bias.float().reshape(heads) if before_bias and bias is not None else None
-        static = static_grid(low, high, bits)
-        packed = PackedPlan(
-            bits, KeyPlan(factors=factors), static, Rope(cos, sin, offset), AttentionPlan(None, False, None, None)
-        )
+        rope = Rope(cos, sin, bias.float().reshape(heads) if before_bias and bias is not None else None)
+        packed = PackedPlan(bits, KeyPlan(factors=factors), static, rope, AttentionPlan(None, False, None, None))
     packed.around = _taking(packed, shape, before_bias)
     return packed
 
@@ -155,25 +148,32 @@ def _packable(ops: AttentionOperators, bits: int) -> tuple[KeyValueQuantizer, Ke
     return key, value
 
 
-def _rotation(ops: AttentionOperators, shape: Geometry, operators: Operators) -> tuple[Tensor | None, float]:
+def _end_factors(op: KeyValueQuantizer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the low and the high end of a token's range are multiplied by, [2]."""
+    ends = [torch.ones(1) if name is None else tensors[name].float().cpu() for name in (op.clip_low, op.clip_high)]
+    return op.clip * torch.cat(ends)
+
+
+def _rotation(
+    ops: AttentionOperators, head_dim: int, tensors: Mapping[str, Tensor], device: torch.device
+) -> tuple[Tensor | None, float]:
     """(R, norm) with k' = norm * k R; Hadamard's as signs, which bfloat16 holds exactly."""
     if ops.rotation is None:
         return None, 1.0
-    device = next((tensor.device for tensor in operators.operator_tensors.values()), None)
-    unit = torch.eye(shape.head_dim, device=device)[:, None]  # one head, a token for each dimension
-    rotation = rotate_key(unit, ops, operators.operator_tensors)[:, 0].float().contiguous()
+    unit = torch.eye(head_dim, device=device)[:, None]  # one head, a token for each dimension
+    rotation = rotate_key(unit, ops, tensors)[:, 0].contiguous()
     if not isinstance(ops.rotation, Hadamard):
         return rotation, 1.0
-    return torch.sign(rotation), shape.head_dim**-0.5
+    return torch.sign(rotation), rotation.abs().max().item()
 
 
-def _queries_rotated(ops: AttentionOperators, shape: Geometry, operators: Operators) -> OnAttention | None:
+def _queries_rotated(ops: AttentionOperators, shape: Geometry, tensors: Mapping[str, Tensor]) -> OnAttention | None:
     if ops.rotation is None:
         return None
 
     def on_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = query.unflatten(-1, (shape.num_heads, shape.head_dim))
-        return rotate_query(heads, ops, operators.operator_tensors).flatten(-2), key, value
+        return rotate_query(heads, ops, tensors).flatten(-2), key, value
 
     return on_attention
 
@@ -185,7 +185,7 @@ def _taking(packed: PackedPlan, shape: Geometry, before_bias: bool) -> Attention
 
     def on_projected(qkv: Tensor, bias: Tensor | None) -> Tensor:
         packed.taken = qkv[:, first:last].clone()
-        return qkv if bias is None or not before_bias else qkv + bias
+        return qkv if bias is None or not before_bias else (qkv.float() + bias).to(qkv.dtype)
 
     def on_normed_key(keys: Tensor) -> Tensor:
         packed.taken = keys.clone()

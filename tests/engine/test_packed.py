@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from suite import zoo
 from suite.engine.engine import Engine
 from suite.engine.packed_plan import Sequences, packed_weights, plan_packed
 from suite.engine.plugin_plan import AttentionPlan, Geometry, plan_attention
@@ -33,7 +34,7 @@ from suite.spec.methods import RtnParams
 from suite.spec.precision import Precision
 
 from .conftest import StartEngine
-from .test_plugin import compared, greedy, operators, same, swap
+from .test_plugin import compared, greedy, operators, reference, same, swap
 from .tiny_model import write_model
 from .variants import Variant, mxfp4, variant, write_random
 
@@ -124,6 +125,21 @@ def test_a_packed_cache_holds_what_is_rounded(
         assert compared(found, load_checkpoint(checkpoint))[0].median() > 1e-3  # the operators did something
     swap(packed, variant(checkpoint, KINDS[0](bits)))
     assert same(greedy(packed), greedy(packed))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_it_is_as_near_as_transformers(another_engine: StartEngine, kind: Callable[[int], Kind]) -> None:
+    """In the type that cells run in: as near to the float32 model as transformers in bfloat16 is."""
+    path = zoo.model_path("tiny-qwen2")
+    engine = another_engine(path, max_model_len=256, dtype="bfloat16", cache_bits=4)
+    model = variant(path, kind(4))
+    swap(engine, model)
+    found = greedy(engine)
+    exact, rounded = (reference(found, model, dtype) for dtype in (torch.float32, torch.bfloat16))
+    tokens = torch.cat([torch.tensor(tokens[1:]) for tokens, _ in found])[:, None]
+    error = (rounded - exact).gather(-1, tokens).abs().mean()
+    assert compared(found, model)[0].mean() < 2 * error + 0.01
 
 
 @pytest.mark.engine
