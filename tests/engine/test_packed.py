@@ -16,6 +16,7 @@ from suite import zoo
 from suite.engine.engine import Engine
 from suite.engine.packed_plan import Sequences, packed_weights, plan_packed
 from suite.engine.plugin_plan import AttentionPlan, Geometry, plan_attention
+from suite.kernels import packed_weight
 from suite.kernels.kv_cache import token_bytes
 from suite.kernels.kv_decode_attention import Pages
 from suite.kernels.packed_weight import dequantize
@@ -30,6 +31,7 @@ from suite.modeling import (
     kv_heads,
     load_checkpoint,
 )
+from suite.spec import precision
 from suite.spec.methods import RtnParams
 from suite.spec.precision import Precision
 
@@ -173,12 +175,12 @@ def test_what_a_packed_cache_cannot_hold_is_refused(another_engine: StartEngine,
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("precision", ["W4A16KV16-g128", "W3A16KV16-g128", "W4A8KV16", "W3A16KV16"])
+@pytest.mark.parametrize("text", ["W4A16KV16-g128", "W3A16KV16-g128", "W4A8KV16", "W3A16KV16"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_packed_weights_are_the_weights(engine: Engine, tiny_model: Path, precision: str, symmetric: bool) -> None:
+def test_packed_weights_are_the_weights(engine: Engine, tiny_model: Path, text: str, symmetric: bool) -> None:
     """Codes multiplied as they are: as the dequantized weights, in float32, and gone with the next swap."""
     model = load_checkpoint(tiny_model)
-    quantize_(model, RtnParams(precision=Precision.parse(precision), symmetric=symmetric))
+    quantize_(model, RtnParams(precision=Precision.parse(text), symmetric=symmetric))
     for name, weight in model.weights.items():
         if isinstance(weight, QuantizedWeight):  # not rounded to bfloat16, as codes are not
             model.weights[name] = replace(weight, dtype=torch.float32)
@@ -212,6 +214,11 @@ def test_which_weights_are_packed(tiny_model: Path) -> None:
     quantize_(model, RtnParams(precision=Precision.parse("W4A16KV16-g64")))
     with pytest.raises(ValueError, match=r"layers.0.*: grid .*rule: groups of 128"):
         packed_weights(model)
+
+
+def test_plans_and_kernels_mean_the_same_bits() -> None:
+    """What a spec may ask to be packed is what can be: planning imports no kernel, so both say it."""
+    assert precision.PACKABLE == packed_weight.BITS
 
 
 SEQUENCES = [(40, 40), (33, 1), (1, 1), (70, 7), (64, 64), (5, 1)]  # tokens of each, and how many of them are new
