@@ -200,9 +200,10 @@ def _read_tokens(calibrated: Path) -> "Tensor":
 def cell_requests(cell: Cell, questions: Sequence[benchmarks.Question]) -> list[Request]:
     """One request for every question and seed of a cell. Its key has all that bears on the answer but the variant."""
     data, generation = benchmarks.identity(cell.benchmark.name, cell.benchmark.folder), cell.generation
+    asked = cell.sampling
     return [
         Request(
-            key=fingerprint(benchmark=data, sample=question.id, seed=seed, sampling=cell.sampling)[:32],
+            key=fingerprint(benchmark=data, sample=question.id, seed=seed, sampling=asked)[:32],
             prompt=question.prompt,
             seed=request_seed(seed, cell.benchmark.name, question.id),
             max_tokens=generation.max_tokens,

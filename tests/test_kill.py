@@ -27,6 +27,7 @@ def test_kill_9_at_twenty_random_points(tmp_path: Path) -> None:
     spec, whole = whole_run(tmp_path)
     duration_s = 0.8 * (time.perf_counter() - started)  # the first one is slow
     expected, once = results(whole), sorted(generated_keys(whole))
+    assert len(once) == len(set(once))
     moments = random.Random(0)
     kills = stores = 0
     done = True
