@@ -77,12 +77,12 @@ class Engine:
         from suite.engine import plugin
 
         self._check_usable()
-        served: dict[str, Any] = {"operators": operators, "cache_bits": self.settings.cache_bits, "packed": packed}
-        self._llm.apply_model(partial(plugin.check, **served))
+        bits = self.settings.cache_bits
+        (fused,) = self._llm.apply_model(partial(plugin.check, operators=operators, cache_bits=bits, packed=packed))
         stored = checkpoint_tensors(self.model_path) if weights is None else weights
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _checked(stored, self._shapes)})
-            self._llm.apply_model(partial(plugin.switch, **served))
+            self._llm.apply_model(partial(plugin.switch, operators=operators, cache_bits=bits, fused=fused))
             self._llm.reset_prefix_cache()
         except BaseException as error:
             self._broken = f"a swap failed half way: {error}"

@@ -10,7 +10,7 @@ that of a dequantized key or value to the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -75,15 +75,22 @@ class Sequences:
 
 
 @dataclass
+class Taken:
+    """This pass's keys from before RoPE, [tokens, kv_heads * head_dim], between projection and attention."""
+
+    keys: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class PackedPlan:
-    """What one attention does. `taken` holds this pass's keys from before RoPE, where those are what is rounded."""
+    """What one attention does. `taken`: where static keys come from, which are rounded before RoPE."""
 
     bits: int
     keys: KeyPlan
     static: tuple[Tensor, Tensor] | None  # scale and zero point of keys before RoPE, [kv_heads, head_dim]
     rope: Rope | None
     around: AttentionPlan  # what it does to what vLLM hands it, in the places that `plugin_plan` knows
-    taken: Tensor | None = None
+    taken: Taken = field(default_factory=Taken)
 
     def attend(
         self,
@@ -98,39 +105,44 @@ class PackedPlan:
         keys, values = pair_in(buffer, key.shape[1], key.shape[2], self.bits)
         if self.static is not None:
             keys = Cache(keys.codes, *self.static, self.bits, static=True)
-            assert self.taken is not None, "the projection has not run"
-            key, self.taken = self.taken[: len(key)].view_as(key), None
+            assert self.taken.keys is not None, "the projection has not run"
+            key, self.taken.keys = self.taken.keys[: len(key)].view_as(key), None
         kv_append_quantize_(key.to(value.dtype), value, keys, values, sequences.slots, self.keys)
         return attend(query, keys, values, sequences, self.rope, scale)
 
 
 def plan_packed(
-    name: str, shape: Geometry, operators: Operators, bits: int, bias: Tensor | None, table: Tensor
+    name: str,
+    shape: Geometry,
+    operators: Operators,
+    bits: int,
+    bias: Tensor | None,
+    halves: tuple[Tensor, Tensor],
 ) -> PackedPlan:
     """What the attention `name` does over a cache of `bits`.
 
-    `bias` [kv_heads * head_dim] is the key projection's; `table` [positions, head_dim] holds cosines, then sines.
+    `bias` [kv_heads * head_dim] is the key projection's; `halves` are the cosines and sines, [positions, head_dim / 2].
     Raises: ValueError naming it if the cache cannot hold what the operators round to.
     """
     ops, tensors = operators.attention_operators.get(name, AttentionOperators()), operators.operator_tensors
+    device = halves[0].device
     with naming(name):
         check_attention(ops, shape, tensors)
-        if table.is_cuda:
+        if device.type == "cuda":
             check_heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
         key, value = _packable(ops, bits)
         heads = (shape.num_kv_heads, shape.head_dim)
-        factors = torch.stack([_end_factors(op, tensors) for op in (key, value)]).to(table.device)
+        factors = torch.stack([_end_factors(op, tensors) for op in (key, value)]).to(device)
         if key.granularity == "token_head":
-            rotation, norm = _rotation(ops, shape.head_dim, tensors, table.device)
+            rotation, norm = _rotation(ops, shape.head_dim, tensors, device)
             around = AttentionPlan(None, False, None, _queries_rotated(ops, shape, tensors))
             return PackedPlan(bits, KeyPlan(rotation, norm, None, factors, key.symmetric), None, None, around)
         heads, before_bias = (shape.num_kv_heads, shape.head_dim), key.place == "before_bias"
         static = static_grid(tensors[str(key.low)].reshape(heads), tensors[str(key.high)].reshape(heads), bits)
-        cos, sin = (half.contiguous() for half in table.chunk(2, -1))
-        rope = Rope(cos, sin, bias.float().reshape(heads) if before_bias and bias is not None else None)
-        packed = PackedPlan(bits, KeyPlan(factors=factors), static, rope, AttentionPlan(None, False, None, None))
-    packed.around = _taking(packed, shape, before_bias)
-    return packed
+        rope = Rope(*halves, bias.float().reshape(heads) if before_bias and bias is not None else None)
+        taken = Taken()
+        around = _taking(taken, shape, before_bias)
+        return PackedPlan(bits, KeyPlan(factors=factors), static, rope, around, taken)
 
 
 def _packable(ops: AttentionOperators, bits: int) -> tuple[KeyValueQuantizer, KeyValueQuantizer]:
@@ -178,17 +190,17 @@ def _queries_rotated(ops: AttentionOperators, shape: Geometry, tensors: Mapping[
     return on_attention
 
 
-def _taking(packed: PackedPlan, shape: Geometry, before_bias: bool) -> AttentionPlan:
+def _taking(taken: Taken, shape: Geometry, before_bias: bool) -> AttentionPlan:
     """Keep keys as they are before RoPE: without their bias, or behind `k_norm` where there is one."""
     first = shape.num_heads * shape.head_dim
     last = first + shape.num_kv_heads * shape.head_dim
 
     def on_projected(qkv: Tensor, bias: Tensor | None) -> Tensor:
-        packed.taken = qkv[:, first:last].clone()
+        taken.keys = qkv[:, first:last].clone()
         return qkv if bias is None or not before_bias else (qkv.float() + bias).to(qkv.dtype)
 
     def on_normed_key(keys: Tensor) -> Tensor:
-        packed.taken = keys.clone()
+        taken.keys = keys.clone()
         return keys
 
     if shape.has_key_norm and not before_bias:

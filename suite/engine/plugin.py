@@ -25,6 +25,7 @@ of one attribute per product.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -119,38 +120,35 @@ def configured(config: VllmConfig) -> VllmConfig:
 
 def check(
     model: nn.Module, operators: Operators | None, cache_bits: int | None, packed: Mapping[str, Packed] | None
-) -> None:
-    """Raises: ValueError naming the layer of which model or cache cannot serve what `switch` gets. Changes nothing."""
-    _plans(model, operators or Operators(), cache_bits)
-    _packed_weights(model, packed or {})
+) -> dict[str, Packed]:
+    """The weights `packed`, by their linear's name, as the model fuses them: what `switch` takes. Changes nothing.
+
+    `cache_bits`: of the packed cache that the engine was started with.
+    Raises: ValueError naming the layer of which model or cache cannot serve what is asked.
+    """
+    _plans(model, operators, cache_bits)
+    return _fused(model, packed or {})
 
 
 def switch(
     model: nn.Module,
     operators: Operators | None,
     cache_bits: int | None,
-    packed: Mapping[str, Packed] | None,
+    fused: Mapping[str, Packed],
 ) -> None:
-    """Serve with `operators`, or with none, from the next forward pass on. Raises: as `check`, changing nothing.
-
-    `cache_bits`: of the packed cache that the engine was started with. `packed`: weights by their linear's name.
-    """
-    inputs, attentions = _plans(model, operators or Operators(), cache_bits)
-    weights = _packed_weights(model, packed or {})
+    """Serve with `operators`, or with none, from the next forward pass on. Raises: as `check`, changing nothing."""
+    inputs, attentions, packed = _plans(model, operators, cache_bits)
     for handle in model.__dict__.get("online_hooks", []):
         handle.remove()
     model.online_hooks = []
     for name, module in model.named_modules():
         if isinstance(module, LinearBase):
-            attention = attentions.get(name.removesuffix(f".{QKV}"))
-            online = inputs[name], attention.around if isinstance(attention, PackedPlan) else attention
+            online = inputs.get(name), attentions.get(name.removesuffix(f".{QKV}"))
             module.online = None if online == (None, None) else online
-            module.packed = weights.get(name)
+            module.packed = fused.get(name)
         elif name in attentions:
-            plan = attentions[name]
-            if isinstance(plan, PackedPlan):
-                module.attn.packed, plan = plan, plan.around
-            model.online_hooks += _hooks(module, plan)
+            module.attn.packed = packed.get(name)
+            model.online_hooks += _hooks(module, attentions[name])
 
 
 def fill_head(model: nn.Module) -> None:
@@ -171,15 +169,15 @@ def _hooks(attention: nn.Module, plan: AttentionPlan) -> list[RemovableHandle]:
 
 
 def _plans(
-    model: nn.Module, operators: Operators, cache_bits: int | None
-) -> tuple[dict[str, Step | None], dict[str, AttentionPlan | PackedPlan]]:
-    """What happens to the input of each linear, fused as vLLM has it, and in each attention, by their names.
+    model: nn.Module, operators: Operators | None, cache_bits: int | None
+) -> tuple[dict[str, Step | None], dict[str, AttentionPlan], dict[str, PackedPlan]]:
+    """What happens to the input of each linear, fused as vLLM has it, around each attention, and over packed caches.
 
-    Raises: ValueError naming the layer.
+    By their names. Raises: ValueError naming the layer.
     """
-    if cache_bits is None and operators == Operators():
-        return {name: None for name, module in model.named_modules() if isinstance(module, LinearBase)}, {}
-    operators = operators.to(next(model.parameters()).device)
+    if operators is None and cache_bits is None:
+        return {}, {}, {}
+    operators = (operators or Operators()).to(next(model.parameters()).device)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, LinearBase)}
     parts = {name: _parts(model, name) for name in linears}
     attentions = [name.removesuffix(f".{QKV}") for name in linears if name.endswith(QKV)]
@@ -191,23 +189,24 @@ def _plans(
         if module.tp_size > 1:
             raise ValueError(f"{name}: {module.tp_size} devices hold parts of a row: rule: operators see it whole")
     inputs = {name: plan_linear(parts[name], module.input_size, operators) for name, module in linears.items()}
-    plans: dict[str, AttentionPlan | PackedPlan] = {}
+    shapes = {name: _geometry(model.get_submodule(name)) for name in attentions}
+    if cache_bits is None:
+        return inputs, {name: plan_attention(name, shapes[name], operators) for name in attentions}, {}
+    halves = cache(partial(_rope_halves, dtype=next(model.parameters()).dtype))  # layers share one
+    packed = {}
     for name in attentions:
         module = model.get_submodule(name)
-        if cache_bits is None:
-            plans[name] = plan_attention(name, _geometry(module), operators)
-        else:
-            table = _rope_table(name, module, next(model.parameters()).dtype)
-            plans[name] = plan_packed(name, _geometry(module), operators, cache_bits, _key_bias(module), table)
-    return inputs, plans
+        rope = module.rotary_emb
+        if not rope.is_neox_style or rope.rotary_dim != module.head_dim:
+            raise ValueError(f"{name}: RoPE of {rope.rotary_dim} numbers: rule: of all {module.head_dim}, in halves")
+        packed[name] = plan_packed(name, shapes[name], operators, cache_bits, _key_bias(module), halves(rope))
+    return inputs, {name: plan.around for name, plan in packed.items()}, packed
 
 
-def _rope_table(name: str, attention: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Cosines, then sines, [positions, head_dim]. Raises: ValueError if not the halves of whole heads are turned."""
-    rope = attention.rotary_emb
-    if not rope.is_neox_style or rope.rotary_dim != attention.head_dim:
-        raise ValueError(f"{name}: RoPE of {rope.rotary_dim} numbers: rule: of all {attention.head_dim}, in halves")
-    return rope.cos_sin_cache.to(dtype)
+def _rope_halves(rope: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, [positions, head_dim / 2]."""
+    cos, sin = rope.cos_sin_cache.to(dtype).chunk(2, -1)
+    return cos.contiguous(), sin.contiguous()
 
 
 def _key_bias(attention: nn.Module) -> Tensor | None:
@@ -216,15 +215,14 @@ def _key_bias(attention: nn.Module) -> Tensor | None:
     return None if projection.bias is None else projection.bias.data[first : first + width].clone()
 
 
-def _packed_weights(model: nn.Module, packed: Mapping[str, Packed]) -> dict[str, Packed]:
+def _fused(model: nn.Module, packed: Mapping[str, Packed]) -> dict[str, Packed]:
     """Weights of linears as vLLM fuses them. Raises: ValueError for a linear of which only a part comes packed."""
     device = next(model.parameters()).device
     weights = {}
-    for name, module in model.named_modules():
-        parts = (
-            [packed[part] for part in _parts(model, name) if part in packed] if isinstance(module, LinearBase) else []
-        )
-        if parts and len(parts) < len(_parts(model, name)):
+    for name in [name for name, module in model.named_modules() if isinstance(module, LinearBase)]:
+        wanted = _parts(model, name)
+        parts = [packed[part] for part in wanted if part in packed]
+        if 0 < len(parts) < len(wanted):
             raise ValueError(f"{name}: packed in part: rule: what is multiplied together is packed together")
         if parts:
             weights[name] = joined(parts).to(device)

@@ -144,7 +144,8 @@ def gptq(device: str, hidden: int = SIZES["hidden_size"], wide: int = SIZES["int
             rounded = gptq_rounded(weight, hessian)
             _wait(device)
             end = time.perf_counter()
-        shared[name] = (error(weight, rounded, hessian), error(weight, to_nearest(weight), hessian))
+        nearest = dequantize(packed_generate.round_to_nearest(weight, 4))
+        shared[name] = (error(weight, rounded, hessian), error(weight, nearest, hessian))
         hessian_s, round_s = hessian_s + middle - begin, round_s + end - middle
     for name, (ours, nearest) in shared.items():
         assert ours < 0.9 * nearest, f"{name}: GPTQ errs by {ours:.3g}, rounding to nearest by {nearest:.3g}"
@@ -157,20 +158,6 @@ def add_outer_(sums: Tensor, x: Tensor) -> None:
     sums += torch.mm(x.T, x, out_dtype=torch.float32) if x.is_cuda else x.float().T @ x.float()
 
 
-def _grid(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(scale, zero point) [outputs, groups] of 4 bits."""
-    groups = weight.unflatten(-1, (-1, GROUP))
-    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-    scale = (high - low).clamp(min=1e-5) / 15
-    return scale, torch.round(-low / scale)
-
-
-def to_nearest(weight: Tensor) -> Tensor:
-    """The weight on its own grid."""
-    scale, zero = (t.repeat_interleave(GROUP, 1) for t in _grid(weight))
-    return scale * ((torch.round(weight / scale) + zero).clamp(0, 15) - zero)
-
-
 def gptq_rounded(weight: Tensor, hessian: Tensor) -> Tensor:
     """The weight rounded under a Hessian, as `suite.numerics.gptq` does it: inputs that matter first, static groups."""
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True).flip(0)  # the first to be rounded is last
@@ -179,7 +166,7 @@ def gptq_rounded(weight: Tensor, hessian: Tensor) -> Tensor:
     lower = torch.linalg.cholesky(ordered)
     reach = (lower / lower.diagonal()).T.contiguous()
     rows = weight.T[order].contiguous()  # [inputs, outputs]
-    scale, zero = (t.T.contiguous() for t in _grid(weight))
+    scale, zero = (t.T.contiguous() for t in packed_generate.grid_of(weight, 4))
     group = order // GROUP
     codes, errors = torch.empty_like(rows), torch.empty_like(rows)
     for stop in range(len(rows), 0, -LARGEST):

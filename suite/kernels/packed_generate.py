@@ -34,13 +34,19 @@ class PackedLinear(nn.Module):
         return wna16_matmul(x, self.weight, self.bias)
 
 
-def round_to_nearest(weight: Tensor, bits: int) -> Packed:
-    """A weight [outputs, inputs] on asymmetric min-max grids of 128 inputs."""
+def grid_of(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(scale, zero point) [outputs, groups] of a weight's asymmetric min-max grids of 128 inputs, in float32."""
     groups = weight.float().unflatten(-1, (-1, GROUP))  # [outputs, groups, 128]
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     scale = (high - low).clamp(min=1e-5) / (2**bits - 1)
-    zero = torch.round(-low / scale)
-    codes = (torch.round(groups / scale[..., None]) + zero[..., None]).clamp(0, 2**bits - 1)
+    return scale, torch.round(-low / scale)
+
+
+def round_to_nearest(weight: Tensor, bits: int) -> Packed:
+    """A weight [outputs, inputs] on the grids of `grid_of`."""
+    scale, zero = grid_of(weight, bits)
+    steps = weight.float().unflatten(-1, (-1, GROUP)) / scale[..., None]
+    codes = (torch.round(steps) + zero[..., None]).clamp(0, 2**bits - 1)
     return pack(codes.reshape(weight.shape).to(torch.uint8), scale, zero, bits)
 
 

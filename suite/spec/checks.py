@@ -9,6 +9,7 @@ from suite.spec.configs import config_of
 from suite.spec.errors import RuleError, nearest
 from suite.spec.matrix import BenchmarkRef, Exclude, Generation, ModelRef
 from suite.spec.methods import Bf16Params, MethodParams
+from suite.spec.precision import PACKED_GROUP
 from suite.spec.sources import check_source, local_path
 
 Value = TypeVar("Value")
@@ -159,7 +160,7 @@ def _packed(parts: Parts, report: Report) -> None:
         return
     for method in parts.methods:
         precision = method.value.precision
-        if precision.packs_weights and precision.group_size not in (None, 128):
+        if precision.packs_weights and precision.group_size not in (None, PACKED_GROUP):
             rule = "packed weights have groups of 128 inputs, or one grid a row"
             report(method.at("precision"), rule, "use -g128, or generation.packed = false", str(precision))
     precisions = [method.value.precision for method in parts.methods]

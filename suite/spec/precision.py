@@ -15,7 +15,7 @@ from suite.spec.errors import RuleError
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 MXFP4_BLOCK = 32
-PACKABLE = (3, 4)  # bits of weights and caches that can be served as codes
+PACKABLE, PACKED_GROUP = (3, 4), 128  # bits of weights and caches that can be served as codes, and a weight's groups
 FORM = "a precision is written W<bits>A<bits>KV<bits>[-g<group size>], or MXFP4"
 
 _PATTERN = re.compile(r"W([1-9]\d*)A([1-9]\d*)KV([1-9]\d*)(?:-g(\d+))?")

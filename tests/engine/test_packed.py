@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,11 +25,8 @@ from suite.methods import quantize_
 from suite.modeling import (
     AttentionOperators,
     Hadamard,
-    KeyValueQuantizer,
     Kronecker,
     QuantizedWeight,
-    head_dim,
-    kv_heads,
     load_checkpoint,
 )
 from suite.spec import precision
@@ -36,9 +34,9 @@ from suite.spec.methods import RtnParams
 from suite.spec.precision import Precision
 
 from .conftest import StartEngine
-from .test_plugin import compared, greedy, operators, reference, same, swap
+from .test_plugin import assert_as_near_as_transformers, compared, greedy, operators, same, swap
 from .tiny_model import write_model
-from .variants import Variant, mxfp4, variant, write_random
+from .variants import Variant, after_rope, mxfp4, static_keys, variant, write_random
 
 ATTENTION = "model.layers.0.self_attn"
 Kind = Callable[[Variant], None]
@@ -48,10 +46,15 @@ def rotated(bits: int, symmetric: bool = False) -> Kind:
     """As QuaRot: keys rotated, both per token."""
 
     def kind(v: Variant) -> None:
-        op = KeyValueQuantizer(bits, "after_rope", "token_head", symmetric, clip=0.95)
+        op = after_rope(bits, symmetric=symmetric)
         v.attention(AttentionOperators(rotation=Hadamard(), key=op, value=op))
 
     return kind
+
+
+def symmetric(bits: int) -> Kind:
+    """The same on grids around zero."""
+    return rotated(bits, symmetric=True)
 
 
 def learned(bits: int) -> Kind:
@@ -61,32 +64,18 @@ def learned(bits: int) -> Kind:
         right = v.random("k.right", 32, 32)
         inverse = v.tensor("q.right", torch.linalg.inv(v.model.operator_tensors[right]).mT.contiguous())
         clips = {name: v.uniform(name, 1, 0.8, 1.0) for name in ("k.low", "k.high", "v.low", "v.high")}
-        key, value = (
-            KeyValueQuantizer(
-                bits, "after_rope", "token_head", clip_low=clips[f"{x}.low"], clip_high=clips[f"{x}.high"]
-            )
-            for x in "kv"
-        )
-        ops = AttentionOperators(Kronecker(None, right), Kronecker(None, inverse), key, value)
-        v.attention(ops)
+        key, value = (after_rope(bits, clip_low=clips[f"{x}.low"], clip_high=clips[f"{x}.high"]) for x in "kv")
+        v.attention(AttentionOperators(Kronecker(None, right), Kronecker(None, inverse), key, value))
 
     return kind
 
 
 def static(bits: int) -> Kind:
     """As KVQuant*: keys on a range per channel before RoPE, and before the bias where there is one."""
-
-    def kind(v: Variant) -> None:
-        size = kv_heads(v.model.config) * head_dim(v.model.config)
-        low, high = v.uniform("low", size, -4.0, -1.0), v.uniform("high", size, 1.0, 4.0)
-        place = "before_bias" if "model.layers.0.self_attn.k_proj.bias" in v.model.weights else "before_rope"
-        key = KeyValueQuantizer(bits, place, "static_channel", low=low, high=high)
-        v.attention(AttentionOperators(key=key, value=KeyValueQuantizer(bits, "after_rope", "token_head")))
-
-    return kind
+    return partial(static_keys, bits=bits)
 
 
-KINDS = [rotated, learned, static]
+KINDS = [rotated, symmetric, learned, static]
 
 
 @pytest.fixture(scope="module", params=["Qwen2", "Qwen3", "Llama"])
@@ -132,16 +121,10 @@ def test_a_packed_cache_holds_what_is_rounded(
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_it_is_as_near_as_transformers(another_engine: StartEngine, kind: Callable[[int], Kind]) -> None:
-    """In the type that cells run in: as near to the float32 model as transformers in bfloat16 is."""
+    """In the type that cells run in."""
     path = zoo.model_path("tiny-qwen2")
     engine = another_engine(path, max_model_len=256, dtype="bfloat16", cache_bits=4)
-    model = variant(path, kind(4))
-    swap(engine, model)
-    found = greedy(engine)
-    exact, rounded = (reference(found, model, dtype) for dtype in (torch.float32, torch.bfloat16))
-    tokens = torch.cat([torch.tensor(tokens[1:]) for tokens, _ in found])[:, None]
-    error = (rounded - exact).gather(-1, tokens).abs().mean()
-    assert compared(found, model)[0].mean() < 2 * error + 0.01
+    assert_as_near_as_transformers(engine, kind(4))
 
 
 @pytest.mark.engine
@@ -216,9 +199,9 @@ def test_which_weights_are_packed(tiny_model: Path) -> None:
         packed_weights(model)
 
 
-def test_plans_and_kernels_mean_the_same_bits() -> None:
+def test_plans_and_kernels_mean_the_same() -> None:
     """What a spec may ask to be packed is what can be: planning imports no kernel, so both say it."""
-    assert precision.PACKABLE == packed_weight.BITS
+    assert (precision.PACKABLE, precision.PACKED_GROUP) == (packed_weight.BITS, packed_weight.GROUP)
 
 
 SEQUENCES = [(40, 40), (33, 1), (1, 1), (70, 7), (64, 64), (5, 1)]  # tokens of each, and how many of them are new
@@ -232,7 +215,7 @@ def test_prompts_and_single_tokens_in_one_pass(tiny_model: Path, kind: Callable[
     model = variant(tiny_model, kind(bits))
     shape = Geometry(num_heads=4, num_kv_heads=2, head_dim=32, has_bias=True, has_key_norm=False)
     bias, angle = torch.randn(64), torch.randn(128, 16)
-    plan = plan_packed(ATTENTION, shape, operators(model), bits, bias, torch.cat([angle.cos(), angle.sin()], -1))
+    plan = plan_packed(ATTENTION, shape, operators(model), bits, bias, (angle.cos(), angle.sin()))
     rounding = plan_attention(ATTENTION, shape, operators(model))
     pages = Pages(torch.randperm(18, dtype=torch.int32).view(6, 3), torch.tensor([n for n, _ in SEQUENCES]).int(), 32)
     buffer = torch.randint(0, 256, (18 * 32 * 2 * token_bytes(32, bits),), dtype=torch.uint8)

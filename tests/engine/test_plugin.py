@@ -116,6 +116,17 @@ def compared(
     return distance.abs(), generated & (expected.argmax(-1) != tokens)
 
 
+def assert_as_near_as_transformers(engine: Engine, kind: Callable[[Variant], None]) -> None:
+    """A bfloat16 engine is as near to the float32 model as transformers in bfloat16 is."""
+    model = variant(engine.model_path, kind)
+    swap(engine, model)
+    found = greedy(engine)
+    exact, rounded = (reference(found, model, dtype) for dtype in (torch.float32, torch.bfloat16))
+    tokens = torch.cat([torch.tensor(tokens[1:]) for tokens, _ in found])[:, None]
+    error = (rounded - exact).gather(-1, tokens).abs().mean()
+    assert compared(found, model)[0].mean() < 2 * error + 0.01
+
+
 def test_without_operators_it_is_plain_transformers(served: Engine, checkpoint: Path) -> None:
     """The plugin is there, and does nothing."""
     distance, differs = compared(greedy(served), load_checkpoint(checkpoint))
@@ -152,14 +163,8 @@ def test_rounding_equals_transformers(served: Engine, checkpoint: Path, kind: Ca
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_as_near_as_transformers(bfloat16: Engine, kind: Callable[[Variant], None]) -> None:
-    """In the type that cells run in: as near to the float32 model as transformers in bfloat16 is."""
-    model = variant(bfloat16.model_path, kind)
-    swap(bfloat16, model)
-    found = greedy(bfloat16)
-    exact, rounded = (reference(found, model, dtype) for dtype in (torch.float32, torch.bfloat16))
-    tokens = torch.cat([torch.tensor(tokens[1:]) for tokens, _ in found])[:, None]
-    error = (rounded - exact).gather(-1, tokens).abs().mean()
-    assert compared(found, model)[0].mean() < 2 * error + 0.01
+    """In the type that cells run in."""
+    assert_as_near_as_transformers(bfloat16, kind)
 
 
 def test_operators_come_and_go(served: Engine, checkpoint: Path) -> None:

@@ -141,14 +141,14 @@ def diagonals(v: Variant) -> None:
     v.attention(AttentionOperators(key=KeyValueQuantizer(5, "before_rope", "token_head"), value=after_rope(4)))
 
 
-def static_keys(v: Variant) -> None:
+def static_keys(v: Variant, bits: int = 5) -> None:
     """As KVQuant*: keys on a range per channel before RoPE, before the bias where there is one."""
     size = kv_heads(v.model.config) * head_dim(v.model.config)
     has_bias = "model.layers.0.self_attn.k_proj.bias" in v.model.weights
     low, high = v.uniform("low", size, -4.0, -1.0), v.uniform("high", size, 1.0, 4.0)
     place = "before_bias" if has_bias else "before_rope"
-    key = KeyValueQuantizer(5, place, "static_channel", low=low, high=high)
-    v.attention(AttentionOperators(key=key, value=after_rope(5)))
+    key = KeyValueQuantizer(bits, place, "static_channel", low=low, high=high)
+    v.attention(AttentionOperators(key=key, value=after_rope(bits)))
 
 
 def mxfp4(v: Variant) -> None:
@@ -157,9 +157,9 @@ def mxfp4(v: Variant) -> None:
     v.attention(AttentionOperators(key=Mxfp4Quantizer(), value=Mxfp4Quantizer(rounding="half_even")))
 
 
-def after_rope(bits: int, **clips: str) -> KeyValueQuantizer:
+def after_rope(bits: int, **options: Any) -> KeyValueQuantizer:
     """Per token and head."""
-    return KeyValueQuantizer(bits, "after_rope", "token_head", clip=0.95, **clips)
+    return KeyValueQuantizer(bits, "after_rope", "token_head", clip=0.95, **options)
 
 
 KINDS: list[Callable[[Variant], None]] = [activations, hadamards, kroneckers, diagonals, static_keys, mxfp4]
